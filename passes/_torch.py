@@ -1,0 +1,80 @@
+"""The one place where ``passes`` touches private torch modules.
+
+Each use names the versions it was checked on. Everything else in ``passes`` imports only
+public names, and a linter rule (TID251) keeps it so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import fx
+from torch._functorch import config as functorch_config  # 2.13
+from torch._functorch.compile_utils import fx_graph_cse  # 2.13
+from torch._subclasses.fake_tensor import FakeTensorMode  # 2.13
+from torch.utils.checkpoint import CheckpointPolicy
+
+MUST_SAVE = CheckpointPolicy.MUST_SAVE
+MUST_RECOMPUTE = CheckpointPolicy.MUST_RECOMPUTE
+
+
+def merge_common_subexpressions(graph: fx.Graph) -> fx.Graph:
+    """Return a copy of ``graph`` with equal pure calls merged.
+
+    The same pass runs inside ``min_cut_rematerialization_partition`` (2.13), so planning on
+    its result is planning on what torch itself would partition.
+    """
+    merged: fx.Graph = fx_graph_cse(graph)
+    return merged
+
+
+@contextlib.contextmanager
+def partitioner_takes_graph_as_is() -> Iterator[None]:
+    """Switch off what would undo explicit tags inside torch's min-cut partitioner.
+
+    Merging common subexpressions would join a rematerialised clone with its original, and a
+    budget below 1 would run the knapsack over values that are already decided (2.13).
+    """
+    with functorch_config.patch(cse=False, activation_memory_budget=1.0):
+        yield
+
+
+@contextlib.contextmanager
+def tracing_over(mode: FakeTensorMode) -> Iterator[None]:
+    """Trace under ``mode`` with autocast and autograd off.
+
+    A partitioner may be called while the user's autocast is on; ops inserted by a pass must
+    run in exactly the dtypes they were written for (``torch._C._DisableAutocast``, 2.13).
+    """
+    with mode, torch.no_grad(), torch._C._DisableAutocast():
+        yield
+
+
+def fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
+    """Return the fake mode of the graph's values.
+
+    Raises:
+        ValueError: if no node carries a fake tensor in ``meta["val"]``.
+    """
+    for node in graph.nodes:
+        mode = getattr(node.meta.get("val"), "fake_mode", None)
+        if isinstance(mode, FakeTensorMode):
+            return mode
+    msg = (
+        "no fake tensor found in the graph: expected meta['val'] on its placeholders as "
+        "AOTAutograd leaves it; trace the model with torch.compile or aot_function"
+    )
+    raise ValueError(msg)
+
+
+def size_hint(size: int | torch.SymInt) -> int | None:
+    """Return the concrete size behind ``size``, or None when it is unbacked.
+
+    Reads ``SymInt.node.hint`` (2.11 to 2.13), which installs no guard.
+    """
+    if isinstance(size, int):
+        return size
+    hint = size.node.hint if size.node.has_hint() else None
+    return None if hint is None else int(hint)

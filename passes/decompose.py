@@ -1,0 +1,174 @@
+"""Replace calls by the graphs of their decompositions, op by op, in place in the order.
+
+The one mechanism behind *expose* (before planning) and *lower* (after partitioning), and
+behind the insertion of a codec's encode and decode. Numbers are kept as far as the given
+functions keep them: this file only traces and splices.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
+
+from passes import _torch
+from passes.joint import copy_module
+
+DecompositionTable = Mapping[Any, Callable[..., Any]]
+
+# Provenance that a new node takes over from the node it stands for.
+_PROVENANCE = (
+    "stack_trace",
+    "nn_module_stack",
+    "fwd_nn_module_stack",
+    "source_fn_stack",
+    "fwd_source_fn_stack",
+    "seq_nr",
+    "custom",
+    "partitioner_tag",
+    "autograd_backward",
+)
+
+
+def decompose(
+    module: fx.GraphModule, table: DecompositionTable, inner_table: DecompositionTable
+) -> fx.GraphModule:
+    """Return a copy of ``module`` in which each call of an op in ``table`` is taken apart.
+
+    Args:
+        module: a graph with fake tensors in ``meta["val"]``; it is left untouched.
+        table: op overload to a function with the op's signature, in traceable torch ops.
+            A function may return NotImplemented to leave that call as it is.
+        inner_table: decompositions for the ops that those functions are made of: what the
+            inner compiler expects to be taken apart.
+
+    Returns:
+        The new graph module, linted. Nodes inherit the provenance of the call they replace.
+    """
+    result = copy_module(module)
+    for node in list(result.graph.nodes):
+        if node.op == "call_function" and node.target in table:
+            _replace_call(node, table[node.target], inner_table)
+    result.graph.lint()
+    result.recompile()
+    return result
+
+
+def insert_call(
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    before: fx.Node,
+    *,
+    provenance: fx.Node,
+    table: DecompositionTable | None = None,
+) -> Any:
+    """Trace ``function`` on the values of ``args`` and splice its graph in before a node.
+
+    Args:
+        function: traceable in terms of torch ops; takes tensors or ints for nodes in args.
+        args: positional arguments; fx nodes stand for their ``meta["val"]``.
+        before: the node in front of which the traced calls are inserted.
+        provenance: the node whose source location the new nodes carry.
+        table: decompositions to apply while tracing.
+
+    Returns:
+        The function's result with fx nodes in place of tensors; NotImplemented passes
+        through.
+    """
+    graph = before.graph
+    leaves, spec = pytree.tree_flatten(list(args))
+    nodes = [leaf for leaf in leaves if isinstance(leaf, fx.Node)]
+    traced, out_spec = _trace(function, leaves, spec, nodes, dict(table or {}))
+    if traced is None:
+        return NotImplemented
+    mapping: dict[fx.Node, Any] = dict(
+        zip(traced.graph.find_nodes(op="placeholder"), nodes, strict=True)
+    )
+    results: list[Any] = []
+    with graph.inserting_before(before):
+        for inner in traced.graph.nodes:
+            if inner.op == "output":
+                results = [map_arg(leaf, lambda n: mapping[n]) for leaf in inner.args[0]]
+            elif inner.op == "get_attr":
+                mapping[inner] = _copy_constant(traced, inner, graph)
+            elif inner.op == "call_function":
+                mapping[inner] = graph.node_copy(inner, lambda n: mapping[n])
+                _set_provenance(mapping[inner], provenance)
+    return pytree.tree_unflatten(results, out_spec)
+
+
+def _trace(
+    function: Callable[..., Any],
+    leaves: list[Any],
+    spec: pytree.TreeSpec,
+    nodes: list[fx.Node],
+    table: dict[Any, Callable[..., Any]],
+) -> tuple[fx.GraphModule | None, pytree.TreeSpec]:
+    out_spec: list[pytree.TreeSpec] = []
+
+    def flat_function(*values: Any) -> list[Any]:
+        remaining = iter(values)
+        filled = [next(remaining) if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
+        result = function(*pytree.tree_unflatten(filled, spec))
+        if result is NotImplemented:
+            return []
+        flat, result_spec = pytree.tree_flatten(result)
+        out_spec.append(result_spec)
+        return flat
+
+    values = [node.meta["val"] for node in nodes]
+    with _torch.tracing_over(_torch.fake_mode_of(nodes[0].graph)):
+        traced = make_fx(flat_function, decomposition_table=table)(*values)
+    traced.graph.eliminate_dead_code()
+    return (traced, out_spec[-1]) if out_spec else (None, spec)
+
+
+def _replace_call(
+    node: fx.Node, function: Callable[..., Any], inner_table: DecompositionTable
+) -> None:
+    names = list(node.kwargs)
+    num_args = len(node.args)
+
+    def call(*flat: Any) -> Any:
+        kwargs = dict(zip(names, flat[num_args:], strict=True))
+        return function(*flat[:num_args], **kwargs)
+
+    args = [*node.args, *node.kwargs.values()]
+    result = insert_call(call, args, node, provenance=node, table=inner_table)
+    if result is NotImplemented:
+        return
+    if isinstance(result, (tuple, list)):
+        for user in list(node.users):
+            assert user.target is operator.getitem, f"{node} yields a tuple, {user} reads it whole"
+            user.replace_all_uses_with(result[user.args[1]])
+            node.graph.erase_node(user)
+    else:
+        node.replace_all_uses_with(result)
+    node.graph.erase_node(node)
+
+
+def _copy_constant(traced: fx.GraphModule, inner: fx.Node, graph: fx.Graph) -> fx.Node:
+    owner = graph.owning_module
+    assert owner is not None
+    base, number = f"_xconv_{inner.target}", 0
+    while hasattr(owner, f"{base}_{number}"):
+        number += 1
+    value = getattr(traced, str(inner.target))
+    assert isinstance(value, torch.Tensor), f"{inner} holds {type(value)}, expected a tensor"
+    owner.register_buffer(f"{base}_{number}", value)
+    constant = graph.get_attr(f"{base}_{number}")
+    constant.meta["val"] = inner.meta.get("val", value)
+    return constant
+
+
+def _set_provenance(node: fx.Node, source: fx.Node) -> None:
+    for field in _PROVENANCE:
+        node.meta.pop(field, None)
+        if field in source.meta:
+            node.meta[field] = source.meta[field]

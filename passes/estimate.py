@@ -1,0 +1,272 @@
+"""*estimate*: what it costs to keep, sketch, pack or recompute each forward value.
+
+Comes in: an exposed joint graph and the rules. Goes out: a :class:`CostTable`, one
+:class:`ValueCost` a forward value, which is all that *plan* reads. Changes no graph.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from passes.joint import JointGraph, argument_nodes, tensor_nbytes, tensor_val
+from passes.rules import Codec, Rules
+
+# Not tagged pointwise and no view, yet no more than one read and one write an element. By
+# name, since Inductor registers some of its prims only when it is imported.
+_CHEAP_OPS = frozenset(
+    {
+        "aten.cat",
+        "aten.constant_pad_nd",
+        "aten.clone",
+        "aten._to_copy",
+        "aten._unsafe_view",
+        "aten.full",
+        "aten.full_like",
+        "aten.zeros_like",
+        "aten.scalar_tensor",
+        "aten.arange",
+        "aten.index",
+        "aten._unsafe_index",
+        "prims.iota",
+        "prims.convert_element_type",
+        "prims.broadcast_in_dim",
+        "prims._low_memory_max_pool_offsets_to_indices",
+    }
+)
+
+# Share of a value's bytes that recomputing it is charged. It decides between equals (keep
+# what is as small as what it is made from) and stops a residual stream from being rebuilt
+# from the first block on: 64 recomputed values cost as much as keeping one.
+_RECOMPUTE_SHARE = 64
+
+
+@dataclass(frozen=True)
+class CodecCost:
+    """One way to sketch one value.
+
+    Attributes:
+        codec: the codec.
+        nbytes: bytes of the sketch.
+        noise: modelled relative squared error of the decoded value.
+        sensitivity: summed over the linear uses.
+    """
+
+    codec: Codec
+    nbytes: int
+    noise: float
+    sensitivity: float
+
+
+@dataclass(frozen=True)
+class ValueCost:
+    """What is known about one forward value before the plan is made.
+
+    Attributes:
+        node: its name in the graph.
+        inputs: names of the nodes it is computed from.
+        nbytes: bytes of the value as it is; 0 for parameters and data the caller holds.
+        keep_nbytes: bytes kept when it is kept exactly (a packed boolean: an eighth);
+            None when it cannot be kept (a tuple).
+        recompute_cost: price of recomputing it, in bytes; None when it must not be.
+        ban_reason: why it must not be recomputed.
+        must_recompute: whether the user's checkpoint region asks for recomputation.
+        raw_users: backward nodes that need its exact value.
+        linear_users: backward nodes in which it enters linearly.
+        codecs: the sketches that fit it.
+        unsketchable: why a linear use has no codec; None otherwise.
+        mask_codec: the exact codec of a boolean; None otherwise.
+        is_input: whether it is an input of the graph.
+    """
+
+    node: str
+    inputs: tuple[str, ...]
+    nbytes: int
+    keep_nbytes: int | None
+    recompute_cost: int | None
+    ban_reason: str | None
+    must_recompute: bool
+    raw_users: tuple[str, ...]
+    linear_users: tuple[str, ...]
+    codecs: tuple[CodecCost, ...]
+    unsketchable: str | None
+    mask_codec: Codec | None
+    is_input: bool
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """The costs of every forward value, in graph order."""
+
+    values: tuple[ValueCost, ...]
+
+
+def estimate_costs(
+    joint: JointGraph, rules: Rules, must_recompute: Iterable[str] = ()
+) -> CostTable:
+    """Price every way of having each forward value in the backward.
+
+    Args:
+        joint: an exposed joint graph.
+        rules: linear uses and codecs.
+        must_recompute: names of nodes inside the user's checkpoint regions.
+
+    Returns:
+        One row for each node that does not depend on a tangent.
+    """
+    backward = joint.backward_nodes()
+    free = {*joint.static_inputs(), *joint.caller_held_inputs()}
+    gradients = set(joint.bwd_outputs())
+    forced = set(must_recompute)
+    rows = [
+        _value_cost(node, backward, rules, node in free, node in gradients, node.name in forced)
+        for node in joint.graph.nodes
+        if node.op != "output" and node not in backward
+    ]
+    return CostTable(tuple(rows))
+
+
+def recompute_ban(node: fx.Node) -> str | None:
+    """Return why ``node`` must not be computed a second time, or None if it may be."""
+    target = node.target
+    if node.op == "placeholder":
+        return "graph input"
+    if node.op == "get_attr" or not isinstance(target, torch._ops.OpOverload):
+        symbolic = isinstance(node.meta.get("val"), (int, float, bool, *_SYMBOLIC))
+        plain = node.op == "get_attr" or target is operator.getitem or symbolic
+        return None if plain else f"unknown call {target}"
+    if torch.Tag.nondeterministic_seeded in target.tags:
+        return "random op"
+    if target._schema.is_mutable:
+        return "op with side effects"
+    if target.namespace not in ("aten", "prims"):
+        return f"op of namespace {target.namespace}"
+    if torch.Tag.pointwise in target.tags or str(target.overloadpacket) in _CHEAP_OPS or is_view(target):
+        return None
+    return None if isinstance(node.meta.get("val"), _SYMBOLIC) else "costly op"
+
+
+def is_view(target: torch._ops.OpOverload) -> bool:
+    """Whether the op returns a view of an argument (by its schema) and writes nothing."""
+    aliases = [r.alias_info for r in target._schema.returns]
+    return bool(aliases) and all(a is not None and not a.is_write for a in aliases)
+
+
+_SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
+
+
+def _value_cost(
+    node: fx.Node,
+    backward: dict[fx.Node, None],
+    rules: Rules,
+    is_free: bool,
+    is_gradient: bool,
+    must_recompute: bool,
+) -> ValueCost:
+    linear, raw = _split_uses(node, backward, rules)
+    if is_gradient:
+        raw.append("output")
+    val = tensor_val(node)
+    size = None if val is None else tensor_nbytes(val)
+    nbytes = 0 if is_free or size is None else size
+    mask_codec = rules.mask_codec if val is not None and val.dtype == torch.bool else None
+    codecs, unsketchable = _codec_costs(node, val, size, linear, rules)
+    ban = recompute_ban(node)
+    forced = must_recompute and ban != "random op"
+    return ValueCost(
+        node=node.name,
+        inputs=tuple(n.name for n in node.all_input_nodes),
+        nbytes=nbytes,
+        keep_nbytes=_keep_nbytes(node, val, nbytes, is_free, mask_codec),
+        recompute_cost=None if ban and not forced else _recompute_cost(node, nbytes),
+        ban_reason=None if forced else ban,
+        must_recompute=forced,
+        raw_users=tuple(raw),
+        linear_users=tuple(user.name for user, _ in linear),
+        codecs=() if is_free else codecs,
+        unsketchable=unsketchable,
+        mask_codec=None if is_free else mask_codec,
+        is_input=node.op == "placeholder",
+    )
+
+
+def _split_uses(
+    node: fx.Node, backward: dict[fx.Node, None], rules: Rules
+) -> tuple[list[tuple[fx.Node, float]], list[str]]:
+    linear: list[tuple[fx.Node, float]] = []
+    raw: list[str] = []
+    for user in node.users:
+        if user not in backward:
+            continue
+        uses = {use.arg: use for use in rules.linear.get(user.target, ())}
+        positions = [i for i, arg in enumerate(user.args) if node in argument_nodes(arg)]
+        in_kwargs = any(node in argument_nodes(arg) for arg in user.kwargs.values())
+        if positions and not in_kwargs and all(i in uses for i in positions):
+            linear.append((user, sum(uses[i].sensitivity for i in positions)))
+        else:
+            raw.append(user.name)
+    return linear, raw
+
+
+def _codec_costs(
+    node: fx.Node,
+    val: torch.Tensor | None,
+    size: int | None,
+    linear: list[tuple[fx.Node, float]],
+    rules: Rules,
+) -> tuple[tuple[CodecCost, ...], str | None]:
+    if not linear or val is None:
+        return (), None
+    if size is None:
+        return (), "its size is unknown at compile time"
+    sensitivity = sum(weight for _, weight in linear)
+    shape = hinted_shape(val)
+    reasons = [codec.supports(shape, val.dtype) for codec in rules.codecs]
+    fitting = [c for c, reason in zip(rules.codecs, reasons, strict=True) if reason is None]
+    if not fitting:
+        return (), next((r for r in reasons if r), "no codec is configured")
+    priced = [
+        CodecCost(c, c.nbytes(shape, val.dtype), c.noise(shape), sensitivity) for c in fitting
+    ]
+    smaller = tuple(c for c in priced if c.nbytes < size)
+    if not smaller:
+        least = min(c.nbytes for c in priced)
+        return (), f"a sketch of {least} bytes is no smaller than the value's {size} bytes"
+    return smaller, None
+
+
+def hinted_shape(val: torch.Tensor) -> tuple[int, ...]:
+    """Return the shape with symbolic sizes replaced by their hints.
+
+    Only called where :func:`passes.joint.tensor_nbytes` found every size known.
+    """
+    from passes import _torch
+
+    sizes = [_torch.size_hint(s) for s in val.shape]
+    assert None not in sizes, f"unknown size in {tuple(val.shape)}"
+    return tuple(s for s in sizes if s is not None)
+
+
+def _keep_nbytes(
+    node: fx.Node,
+    val: torch.Tensor | None,
+    nbytes: int,
+    is_free: bool,
+    mask_codec: Codec | None,
+) -> int | None:
+    if val is None:
+        return 0 if isinstance(node.meta.get("val"), torch.SymInt) else None
+    if is_free or mask_codec is None:
+        return nbytes
+    return mask_codec.nbytes(hinted_shape(val), val.dtype) if nbytes else 0
+
+
+def _recompute_cost(node: fx.Node, nbytes: int) -> int:
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload) and is_view(target):
+        return 0
+    return nbytes // _RECOMPUTE_SHARE

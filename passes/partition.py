@@ -1,0 +1,122 @@
+"""*partition*: cut a planned joint graph into forward and backward with torch's partitioner.
+
+The plan is in the graph already: kept values are tagged MUST_SAVE, recomputed clones and
+decodes MUST_RECOMPUTE. One thing torch's partitioner (2.11 to 2.13) would do wrong: a kept
+value that no forward output depends on, such as a seed or a sketch, is "unclaimed" to it, its
+tag is ignored, and a seed may be drawn again in the backward. So kept values are handed over
+as extra forward outputs, which makes them claimed, and dropped from the forward afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from functorch.compile import min_cut_rematerialization_partition
+from torch import fx
+
+from passes import _torch
+from passes.joint import JointGraph, output_node
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The two graphs.
+
+    Attributes:
+        forward: returns the forward outputs, then the kept values.
+        backward: takes the kept values, then the tangents.
+        num_fwd_outputs: how many of the forward's outputs are not kept values.
+    """
+
+    forward: fx.GraphModule
+    backward: fx.GraphModule
+    num_fwd_outputs: int
+
+    def kept_nodes(self) -> list[fx.Node]:
+        """The forward's nodes that are kept for the backward, graph inputs included."""
+        outputs = _output_list(self.forward)[self.num_fwd_outputs :]
+        return [node for node in outputs if isinstance(node, fx.Node)]
+
+
+def partition(joint: JointGraph, joint_inputs: Any, **kwargs: Any) -> Partition:
+    """Split a planned joint graph exactly as its tags say.
+
+    Args:
+        joint: the graph made by :func:`passes.sketch.apply_plan`; left untouched.
+        joint_inputs: passed through to torch's partitioner.
+        kwargs: what the partitioner was called with, ``num_fwd_outputs`` left out.
+
+    Returns:
+        Forward and backward. No random op is in the backward.
+    """
+    work = joint.copy()
+    kept = [
+        node
+        for node in work.graph.nodes
+        if node.meta.get("recompute") == _torch.MUST_SAVE and node.op != "placeholder"
+    ]
+    _insert_outputs(work, kept)
+    with _torch.partitioner_takes_graph_as_is():
+        forward, backward = min_cut_rematerialization_partition(
+            work.module,
+            joint_inputs,
+            num_fwd_outputs=joint.num_fwd_outputs + len(kept),
+            static_lifetime_input_indices=list(joint.static_input_indices),
+            **kwargs,
+        )
+    _drop_outputs(forward, joint.num_fwd_outputs, len(kept))
+    return Partition(forward, backward, joint.num_fwd_outputs)
+
+
+def partition_exact(joint: JointGraph, joint_inputs: Any, **kwargs: Any) -> Partition:
+    """Split a joint graph as torch does by default: the counterfactual, and the fallback."""
+    work = joint.copy()
+    forward, backward = min_cut_rematerialization_partition(
+        work.module,
+        joint_inputs,
+        num_fwd_outputs=joint.num_fwd_outputs,
+        static_lifetime_input_indices=list(joint.static_input_indices),
+        **kwargs,
+    )
+    return Partition(forward, backward, joint.num_fwd_outputs)
+
+
+def random_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """Return the calls that draw from a generator."""
+    return [
+        node
+        for node in graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload)
+        and torch.Tag.nondeterministic_seeded in node.target.tags
+    ]
+
+
+def _output_list(module: fx.GraphModule) -> list[Any]:
+    outputs = output_node(module.graph).args[0]
+    assert isinstance(outputs, (list, tuple)), "a partitioned graph returns a flat list"
+    return list(outputs)
+
+
+def _insert_outputs(joint: JointGraph, kept: list[fx.Node]) -> None:
+    output = output_node(joint.graph)
+    split = joint.num_fwd_outputs
+    outputs = _output_list(joint.module)
+    output.args = ([*outputs[:split], *kept, *outputs[split:]],)
+    if isinstance(output.meta.get("desc"), (list, tuple)):
+        descriptions = list(output.meta["desc"])
+        output.meta["desc"] = [*descriptions[:split], *(None for _ in kept), *descriptions[split:]]
+    joint.module.recompile()
+
+
+def _drop_outputs(forward: fx.GraphModule, start: int, count: int) -> None:
+    output = output_node(forward.graph)
+    outputs = _output_list(forward)
+    output.args = (tuple(outputs[:start] + outputs[start + count :]),)
+    for field in ("desc", "output_stack_traces"):
+        entries = output.meta.get(field)
+        if isinstance(entries, (list, tuple)) and len(entries) == len(outputs):
+            output.meta[field] = type(entries)([*entries[:start], *entries[start + count :]])
+    forward.graph.lint()
+    forward.recompile()

@@ -1,0 +1,69 @@
+"""The sequence of the passes, with the verifier after each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from passes.estimate import CostTable, estimate_costs
+from passes.expose import expose
+from passes.joint import JointGraph
+from passes.lower import lower
+from passes.partition import Partition, partition
+from passes.plan import Plan, make_plan
+from passes.rules import Rules
+from passes.sketch import apply_plan
+from passes.verify import verify_joint, verify_partition, verify_planned
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything the passes produced for one joint graph.
+
+    Attributes:
+        exposed: the graph that the costs and the plan speak of.
+        costs: the estimate.
+        plan: the decisions.
+        split: the lowered forward and backward.
+    """
+
+    exposed: JointGraph
+    costs: CostTable
+    plan: Plan
+    split: Partition
+
+
+def run(
+    joint: JointGraph,
+    rules: Rules,
+    noise_price: float,
+    joint_inputs: Any,
+    *,
+    seed_offset: int = 0,
+    **partitioner_kwargs: Any,
+) -> Outcome:
+    """Take a joint graph through all passes.
+
+    Args:
+        joint: what AOTAutograd hands to a partitioner; left untouched.
+        rules: linear uses, exposures, lowerings and codecs.
+        noise_price: lambda of :func:`passes.plan.make_plan`.
+        joint_inputs: passed through to torch's partitioner.
+        seed_offset: added to every drawn seed (a rank's share of the seed space).
+        partitioner_kwargs: passed through to torch's partitioner.
+
+    Raises:
+        passes.verify.VerifierError: if a pass broke one of its promises.
+    """
+    exposed = expose(joint, rules.exposures, rules.primitives)
+    verify_joint(joint, exposed, "expose")
+    forced = [n.name for n in exposed.graph.nodes if n.meta.get("recompute") is not None
+              and "RECOMPUTE" in n.meta["recompute"].name]
+    costs = estimate_costs(exposed, rules, forced)
+    plan = make_plan(costs, noise_price)
+    planned = apply_plan(exposed, plan, seed_offset=seed_offset)
+    verify_joint(exposed, planned, "sketch")
+    verify_planned(planned, "sketch")
+    split = partition(planned, joint_inputs, **partitioner_kwargs)
+    verify_partition(planned, split)
+    return Outcome(exposed, costs, plan, lower(split, rules.lowerings, rules.primitives))

@@ -1,0 +1,166 @@
+"""*plan*: one minimum cut decides keep | pack | sketch | recompute for every forward value.
+
+Each forward value v is three vertices, in, raw and linear, between the source ("computed in
+the forward") and the sink ("needed in the backward"):
+
+    in -> raw      keep_nbytes(v) - sketch(v)      a use of the exact value hangs on raw
+    in -> linear   sketch(v)                       a linear use hangs on linear
+    linear -> raw  infinite                        the exact value serves linear uses too
+    source -> in   recompute_cost(v), or infinite where recomputing is not allowed
+    raw(u) -> in(v) infinite                       v is recomputed from exact inputs u
+
+with ``sketch(v) = min over codecs of nbytes + noise_price * noise * sensitivity * nbytes(v)``.
+So the cut minimises: bytes kept + recompute charges + noise_price * weighted noise. A value
+that exact recomputation gives for free is never sketched: the cut uses the exact one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from enum import Enum
+
+from passes.estimate import CodecCost, CostTable, ValueCost
+from passes.mincut import SINK, SOURCE, Edge, min_cut
+from passes.rules import Codec
+
+_IN, _RAW, _LINEAR = 0, 1, 2
+
+
+class Action(Enum):
+    """How the backward gets a forward value."""
+
+    KEEP = "keep"
+    PACK = "pack"
+    SKETCH = "sketch"
+    RECOMPUTE = "recompute"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to one forward value that the backward needs.
+
+    Attributes:
+        node: its name in the joint graph.
+        action: how the backward gets it.
+        codec: the codec of a packed or sketched value.
+        nbytes: bytes of the exact value.
+        kept_nbytes: bytes kept between forward and backward.
+        noise: modelled relative squared error of what the backward reads.
+    """
+
+    node: str
+    action: Action
+    codec: Codec | None
+    nbytes: int
+    kept_nbytes: int
+    noise: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Decisions in graph order, and what they cost.
+
+    Attributes:
+        decisions: one for each forward value that the backward needs.
+        noise_price: the lambda they were made with (dimensionless).
+    """
+
+    decisions: tuple[Decision, ...]
+    noise_price: float
+
+    @property
+    def kept_nbytes(self) -> int:
+        """Bytes kept between forward and backward, inputs of the graph left out."""
+        return sum(d.kept_nbytes for d in self.decisions)
+
+    def counts(self) -> dict[str, int]:
+        """How many values fall to each action."""
+        return dict(Counter(d.action.value for d in self.decisions))
+
+
+def make_plan(costs: CostTable, noise_price: float) -> Plan:
+    """Solve the cut and read the decisions off it.
+
+    Args:
+        costs: the table made by *estimate*.
+        noise_price: lambda >= 0: bytes worth paying, as a share of a value's own bytes, to
+            spare one unit of relative squared noise.
+
+    Raises:
+        ValueError: if ``noise_price`` is negative.
+        passes.mincut.UnboundedCutError: if the constraints contradict each other.
+    """
+    if noise_price < 0:
+        msg = f"noise_price: expected a number >= 0, got {noise_price}"
+        raise ValueError(msg)
+    chosen = [_cheapest(value, noise_price) for value in costs.values]
+    _, sink_side = min_cut(_network(costs, chosen, noise_price))
+    decisions = [
+        decision
+        for i, value in enumerate(costs.values)
+        if (decision := _read_decision(i, value, chosen[i], sink_side)) is not None
+    ]
+    return Plan(tuple(decisions), noise_price)
+
+
+def sketch_price(cost: CodecCost, value_nbytes: int, noise_price: float) -> int:
+    """Bytes of the sketch plus the price of its noise, rounded to a whole byte."""
+    return cost.nbytes + round(noise_price * cost.noise * cost.sensitivity * value_nbytes)
+
+
+def _cheapest(value: ValueCost, noise_price: float) -> CodecCost | None:
+    """The codec to use, or None where keeping the exact value costs no more."""
+    if not value.codecs or value.keep_nbytes is None:
+        return None
+    best = min(value.codecs, key=lambda c: (sketch_price(c, value.nbytes, noise_price), c.noise))
+    price = sketch_price(best, value.nbytes, noise_price)
+    return best if price < value.keep_nbytes else None
+
+
+def _network(
+    costs: CostTable, chosen: list[CodecCost | None], noise_price: float
+) -> list[Edge]:
+    index = {value.node: i for i, value in enumerate(costs.values)}
+    edges: list[Edge] = []
+    for i, value in enumerate(costs.values):
+        into, raw, linear = (3 * i + part for part in (_IN, _RAW, _LINEAR))
+        codec = chosen[i]
+        edges.append(Edge(SOURCE, into, value.recompute_cost))
+        if value.must_recompute:
+            edges.append(Edge(into, SINK, None))
+        if codec is None or value.keep_nbytes is None:
+            edges.append(Edge(into, raw, value.keep_nbytes))
+            uses_raw = bool(value.raw_users or value.linear_users)
+        else:
+            price = sketch_price(codec, value.nbytes, noise_price)
+            edges.append(Edge(into, raw, value.keep_nbytes - price))
+            edges.append(Edge(into, linear, price))
+            edges.append(Edge(linear, raw, None))
+            uses_raw = bool(value.raw_users)
+            if value.linear_users:
+                edges.append(Edge(linear, SINK, None))
+        if uses_raw:
+            edges.append(Edge(raw, SINK, None))
+        edges.extend(Edge(3 * index[name] + _RAW, into, None) for name in value.inputs)
+    return edges
+
+
+def _read_decision(
+    i: int, value: ValueCost, codec: CodecCost | None, sink_side: frozenset[int]
+) -> Decision | None:
+    into, raw, linear = (3 * i + part in sink_side for part in (_IN, _RAW, _LINEAR))
+    if into:
+        return Decision(value.node, Action.RECOMPUTE, None, value.nbytes, 0, 0.0)
+    if raw:
+        assert value.keep_nbytes is not None, f"{value.node} is kept but cannot be"
+        action = Action.KEEP if value.mask_codec is None else Action.PACK
+        return Decision(
+            value.node, action, value.mask_codec, value.nbytes, value.keep_nbytes, 0.0
+        )
+    if linear:
+        assert codec is not None, f"{value.node} is sketched without a codec"
+        return Decision(
+            value.node, Action.SKETCH, codec.codec, value.nbytes, codec.nbytes, codec.noise
+        )
+    return None

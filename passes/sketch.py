@@ -1,0 +1,254 @@
+"""*sketch*: carry a plan out on the joint graph.
+
+This is the one pass that changes numbers: sketched values reach the backward as unbiased
+estimates (equal in expectation). Packed masks and recomputed values stay exact.
+
+What the backward reads is made explicit: every forward value it needs is kept (tagged
+MUST_SAVE), decoded from kept parts, or recomputed by a clone (tagged MUST_RECOMPUTE), so that
+the partition that follows has nothing left to decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+from torch.fx.node import map_arg
+
+from passes import _torch
+from passes.decompose import insert_call
+from passes.joint import JointGraph, is_tangent, output_node, tensor_val
+from passes.plan import Action, Decision, Plan
+
+aten = torch.ops.aten
+
+# Seeds are drawn from [0, 2**62): the codecs' hash takes 62 bits.
+_SEED_RANGE = 2**62
+
+
+def apply_plan(joint: JointGraph, plan: Plan, *, seed_offset: int = 0) -> JointGraph:
+    """Return a copy of the joint graph in which the plan's decisions are carried out.
+
+    One ``aten.randint`` a device draws a seed for each sketched value, at the start of the
+    forward, from torch's generator; the seeds are kept for the backward, 8 bytes each.
+
+    Args:
+        joint: the exposed joint graph that the plan was made for; left untouched.
+        plan: the decisions.
+        seed_offset: added to every seed (modulo 2**62), so that ranks seeded alike still
+            draw different probes.
+
+    Returns:
+        The new joint graph. Its kept values carry ``meta["recompute"] = MUST_SAVE``.
+    """
+    result = joint.copy()
+    for node in result.graph.nodes:
+        node.meta.pop("recompute", None)
+    backward = result.backward_nodes()
+    by_name = {node.name: node for node in result.graph.nodes}
+    decisions = {by_name[d.node]: d for d in plan.decisions}
+    seeds = _insert_seeds(result, decisions, seed_offset)
+    rewriter = _Rewriter(
+        order={node: i for i, node in enumerate(result.graph.nodes)},
+        decisions=decisions,
+        parts=_insert_encodes(decisions, seeds),
+        seeds=seeds,
+    )
+    for node in list(backward):
+        if not is_tangent(node):
+            _read_stand_ins(node, backward, rewriter)
+    _read_stand_ins_in_output(result, backward, rewriter)
+    result.graph.eliminate_dead_code()
+    result.graph.lint()
+    result.module.recompile()
+    return result
+
+
+@dataclass(frozen=True)
+class _Rewriter:
+    order: Mapping[fx.Node, int]
+    decisions: Mapping[fx.Node, Decision]
+    parts: Mapping[fx.Node, tuple[fx.Node, ...]]
+    seeds: Mapping[fx.Node, fx.Node]
+    stand_ins: dict[fx.Node, fx.Node] = field(default_factory=dict)
+
+
+def memory_order(val: torch.Tensor) -> tuple[int, ...]:
+    """Return the dims of ``val`` from outermost to innermost in memory.
+
+    Ties and unknown strides keep the logical order, which is always correct, only slower.
+    """
+    strides = [_torch.size_hint(s) for s in val.stride()]
+    if any(s is None for s in strides):
+        return tuple(range(val.dim()))
+    return tuple(sorted(range(val.dim()), key=lambda d: -(strides[d] or 0)))
+
+
+def _insert_seeds(
+    joint: JointGraph, decisions: Mapping[fx.Node, Decision], offset: int
+) -> dict[fx.Node, fx.Node]:
+    """Draw the seeds of all sites; return one 0-dim int64 node for each sketched value."""
+    by_device: dict[torch.device, list[fx.Node]] = {}
+    for node, decision in decisions.items():
+        val = tensor_val(node)
+        if decision.codec is not None and val is not None:
+            sites = by_device.setdefault(val.device, [])
+            if decision.codec.needs_seed:
+                sites.append(node)
+    first = next(n for n in joint.graph.nodes if n.op != "placeholder")
+    seeds: dict[fx.Node, fx.Node] = {}
+    for device, sites in by_device.items():
+        if not sites:
+            continue
+        drawn = insert_call(
+            _draw_seeds, [sites[0], len(sites), device, offset], first, provenance=sites[0]
+        )
+        _tag_kept(drawn)
+        for i, site in enumerate(sites):
+            select = insert_call(torch.select, [drawn, 0, i], first, provenance=site)
+            seeds[site] = select
+    return seeds
+
+
+def _draw_seeds(
+    like: torch.Tensor, count: int, device: torch.device, offset: int
+) -> torch.Tensor:
+    """Draw ``count`` int64 seeds in [0, 2**62); ``like`` only brings the fake mode in."""
+    del like
+    drawn = aten.randint.low(0, _SEED_RANGE, [count], dtype=torch.int64, device=device)
+    return (drawn + offset) & (_SEED_RANGE - 1) if offset else drawn
+
+
+def _insert_encodes(
+    decisions: Mapping[fx.Node, Decision], seeds: Mapping[fx.Node, fx.Node]
+) -> dict[fx.Node, tuple[fx.Node, ...]]:
+    parts: dict[fx.Node, tuple[fx.Node, ...]] = {}
+    for node, decision in decisions.items():
+        if decision.action is Action.KEEP and node.op != "placeholder":
+            _tag_kept(node)
+        if decision.codec is None:
+            continue
+        val = node.meta["val"]
+        encoded = insert_call(
+            decision.codec.encode,
+            [node, seeds.get(node), memory_order(val)],
+            _after(node),
+            provenance=node,
+        )
+        parts[node] = tuple(encoded)
+        for part in encoded:
+            _tag_kept(part)
+    return parts
+
+
+def _read_stand_ins(
+    reader: fx.Node, backward: dict[fx.Node, None], rewriter: _Rewriter
+) -> None:
+    """Make a backward node read kept, decoded or recomputed values."""
+    for value in reader.all_input_nodes:
+        if value not in backward:
+            stand_in = _stand_in(value, reader, rewriter)
+            if stand_in is not value:
+                reader.replace_input_with(value, stand_in)
+
+
+def _read_stand_ins_in_output(
+    joint: JointGraph, backward: dict[fx.Node, None], rewriter: _Rewriter
+) -> None:
+    """Do the same for gradients that are forward values; forward outputs stay as they are."""
+    output = output_node(joint.graph)
+    structure = output.args[0]
+    assert isinstance(structure, (list, tuple)), "a joint graph returns a flat list"
+    outputs = list(structure)
+    for i in range(joint.num_fwd_outputs, len(outputs)):
+        value = outputs[i]
+        if isinstance(value, fx.Node) and value not in backward:
+            outputs[i] = _stand_in(value, output, rewriter)
+    output.args = (type(structure)(outputs),)
+
+
+def _stand_in(value: fx.Node, reader: fx.Node, rewriter: _Rewriter) -> fx.Node:
+    """Return what the backward reads for ``value``, inserting it before ``reader``."""
+    for needed in _missing_stand_ins(value, rewriter):
+        decision = rewriter.decisions[needed]
+        if decision.codec is not None:
+            made = _insert_decode(needed, decision, reader, rewriter)
+        else:
+            made = _insert_clone(needed, reader, rewriter)
+        rewriter.stand_ins[needed] = made
+    return rewriter.stand_ins.get(value, value)
+
+
+def _missing_stand_ins(value: fx.Node, rewriter: _Rewriter) -> list[fx.Node]:
+    """Values to decode or recompute before ``value`` can be read, in graph order."""
+    found: set[fx.Node] = set()
+    queue = [value]
+    while queue:
+        node = queue.pop()
+        decision = rewriter.decisions.get(node)
+        if decision is None or decision.action is Action.KEEP:
+            continue
+        if node in found or node in rewriter.stand_ins:
+            continue
+        found.add(node)
+        if decision.action is Action.RECOMPUTE:
+            queue.extend(node.all_input_nodes)
+    return sorted(found, key=lambda n: rewriter.order[n])
+
+
+def _insert_decode(
+    value: fx.Node, decision: Decision, reader: fx.Node, rewriter: _Rewriter
+) -> fx.Node:
+    assert decision.codec is not None
+    val = value.meta["val"]
+    sizes = [_size_argument(value, dim) for dim in range(val.dim())]
+    order = memory_order(val)
+    mark = reader.prev
+    decoded = insert_call(
+        decision.codec.decode,
+        [rewriter.parts[value], rewriter.seeds.get(value), sizes, val.dtype, order],
+        reader,
+        provenance=value,
+    )
+    node = mark.next
+    while node is not reader:
+        node.meta["recompute"] = _torch.MUST_RECOMPUTE
+        node = node.next
+    assert isinstance(decoded, fx.Node), f"the decode of {value} is no tensor"
+    return decoded
+
+
+def _size_argument(value: fx.Node, dim: int) -> int | fx.Node:
+    size = value.meta["val"].shape[dim]
+    if isinstance(size, int):
+        return size
+    with value.graph.inserting_before(_after(value)):
+        node = value.graph.call_function(aten.sym_size.int, (value, dim))
+    node.meta["val"] = size
+    return node
+
+
+def _insert_clone(value: fx.Node, reader: fx.Node, rewriter: _Rewriter) -> fx.Node:
+    with value.graph.inserting_before(reader):
+        clone = value.graph.node_copy(value, lambda n: rewriter.stand_ins.get(n, n))
+    clone.args = map_arg(value.args, lambda n: rewriter.stand_ins.get(n, n))
+    if tensor_val(value) is not None or isinstance(value.meta.get("val"), (tuple, list)):
+        clone.meta["recompute"] = _torch.MUST_RECOMPUTE
+    return clone
+
+
+def _after(node: fx.Node) -> fx.Node:
+    """The place right behind ``node`` where its value may be read: past all placeholders."""
+    following = node.next
+    while following.op == "placeholder":
+        following = following.next
+    return following
+
+
+def _tag_kept(node: fx.Node) -> None:
+    if tensor_val(node) is not None:
+        node.meta["recompute"] = _torch.MUST_SAVE
+
+

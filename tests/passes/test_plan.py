@@ -1,0 +1,162 @@
+"""The plan on hand-made cost tables: each rule of the cut, and brute force on small chains."""
+
+import dataclasses
+import itertools
+import random
+
+import pytest
+
+from passes.estimate import CodecCost, CostTable, ValueCost
+from passes.plan import Action, make_plan
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeCodec:
+    name: str
+    exact: bool = False
+    needs_seed: bool = True
+
+
+def value(node, nbytes=1000, **changes):
+    base = ValueCost(
+        node=node,
+        inputs=(),
+        nbytes=nbytes,
+        keep_nbytes=nbytes,
+        recompute_cost=None,
+        ban_reason="costly op",
+        must_recompute=False,
+        raw_users=(),
+        linear_users=(),
+        codecs=(),
+        unsketchable=None,
+        mask_codec=None,
+        is_input=False,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def codec(name="q", nbytes=100, noise=0.5, sensitivity=1.0):
+    return CodecCost(FakeCodec(name), nbytes, noise, sensitivity)
+
+
+def actions(*values, noise_price=0.0):
+    plan = make_plan(CostTable(values), noise_price)
+    return {d.node: d.action for d in plan.decisions}
+
+
+def test_a_value_nobody_reads_costs_nothing():
+    assert actions(value("x")) == {}
+
+
+def test_linear_use_is_sketched_and_exact_use_is_kept():
+    linear = value("a", linear_users=("w",), codecs=(codec(),))
+    exact = value("b", raw_users=("n",))
+    assert actions(linear, exact) == {"a": Action.SKETCH, "b": Action.KEEP}
+
+
+def test_exact_use_beside_a_linear_one_keeps_the_value_once():
+    both = value("a", linear_users=("w",), raw_users=("n",), codecs=(codec(),))
+    plan = make_plan(CostTable((both,)), 0.0)
+    assert [(d.action, d.kept_nbytes) for d in plan.decisions] == [(Action.KEEP, 1000)]
+
+
+def test_a_value_that_is_free_to_rebuild_is_never_sketched():
+    kept = value("y", raw_users=("n",))
+    rebuilt = value(
+        "x", inputs=("y",), recompute_cost=10, ban_reason=None,
+        linear_users=("w",), codecs=(codec(nbytes=20),),
+    )  # fmt: skip
+    assert actions(kept, rebuilt) == {"y": Action.KEEP, "x": Action.RECOMPUTE}
+
+
+def test_a_sketch_is_taken_where_the_exact_source_would_have_to_be_kept_for_it():
+    source = value("y")
+    derived = value(
+        "x", inputs=("y",), recompute_cost=10, ban_reason=None,
+        linear_users=("w",), codecs=(codec(),),
+    )  # fmt: skip
+    assert actions(source, derived) == {"x": Action.SKETCH}
+
+
+def test_parameters_are_free():
+    weight = value("w", nbytes=0, keep_nbytes=0, raw_users=("g",), is_input=True)
+    plan = make_plan(CostTable((weight,)), 0.0)
+    assert plan.kept_nbytes == 0
+
+
+def test_noise_price_moves_the_choice_along_the_ladder():
+    ladder = (codec("8b", 260, 1e-4), codec("4b", 133, 0.02), codec("2b", 70, 0.5))
+    names = []
+    for price in (0.0, 0.2, 20.0, 1e5):
+        plan = make_plan(CostTable((value("a", linear_users=("w",), codecs=ladder),)), price)
+        names.append([d.codec.name if d.codec else "exact" for d in plan.decisions])
+    assert names == [["2b"], ["4b"], ["8b"], ["exact"]]
+
+
+def test_user_checkpoint_regions_are_recomputed():
+    source = value("y")
+    inside = value(
+        "x", inputs=("y",), recompute_cost=10, ban_reason=None, must_recompute=True,
+        linear_users=("w",), codecs=(codec(),),
+    )  # fmt: skip
+    assert actions(source, inside) == {"y": Action.KEEP, "x": Action.RECOMPUTE}
+
+
+def test_negative_noise_price_is_refused():
+    with pytest.raises(ValueError, match="noise_price: expected a number >= 0, got -1"):
+        make_plan(CostTable(()), -1)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_cost_is_minimal_by_brute_force(seed):
+    rng = random.Random(seed)
+    values = []
+    for i in range(5):
+        banned = i == 0 or rng.random() < 0.4
+        linear = rng.random() < 0.5
+        values.append(
+            value(
+                f"v{i}",
+                nbytes=(size := rng.randrange(200, 1000)),
+                keep_nbytes=size,
+                inputs=tuple(sorted({f"v{rng.randrange(i)}" for _ in range(2)})) if i else (),
+                recompute_cost=None if banned else rng.randrange(50),
+                linear_users=("w",) if linear else (),
+                raw_users=("n",) if rng.random() < 0.4 else (),
+                codecs=(codec(nbytes=rng.randrange(20, 150)),) if linear else (),
+            )
+        )
+    plan = make_plan(CostTable(tuple(values)), 0.0)
+    chosen = {d.node: d.action for d in plan.decisions}
+    assert _cost(values, chosen) == min(
+        cost
+        for combination in itertools.product([None, *Action], repeat=5)
+        if (cost := _cost(values, dict(zip([v.node for v in values], combination, strict=True))))
+        is not None
+    )
+
+
+def _cost(values, chosen):
+    """Cost of an assignment, or None where it does not serve the backward."""
+    exact = {v.node for v in values if chosen.get(v.node) in (Action.KEEP, Action.RECOMPUTE)}
+    total = 0
+    for v in values:
+        action = chosen.get(v.node)
+        if action is Action.PACK:
+            return None
+        if v.raw_users and v.node not in exact:
+            return None
+        if v.linear_users and v.node not in exact and action is not Action.SKETCH:
+            return None
+        if action is Action.SKETCH:
+            if not v.codecs:
+                return None
+            total += v.codecs[0].nbytes
+        if action is Action.KEEP:
+            total += v.keep_nbytes
+        if action is Action.RECOMPUTE:
+            if v.recompute_cost is None or not set(v.inputs) <= exact:
+                return None
+            total += v.recompute_cost
+    return total

@@ -1,0 +1,127 @@
+"""The one place where ``xconv_fx`` touches private torch modules.
+
+Each use names the versions it was checked on. Everything else in ``xconv_fx`` imports only
+public names, and a linter rule (TID251) keeps it so.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch._inductor.lowering  # registers ops that Inductor's decompositions call (2.13)
+from torch import fx
+from torch._decomp import get_decompositions
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch import config as functorch_config
+from torch._inductor import list_mode_options
+from torch._inductor.compile_fx import compile_fx
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.custom_graph_pass import CustomPartitionerFn
+from torch._inductor.decomposition import select_decomp_table
+from torch._logging import trace_structured
+
+PartitionFunction = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
+
+
+class Partitioner(CustomPartitionerFn):
+    """A partition function in the form that Inductor's config takes (2.11 to 2.13)."""
+
+    def __init__(self, function: PartitionFunction, identity: str) -> None:
+        """Wrap ``function``; ``identity`` stands for it in Inductor's cache keys."""
+        self._function = function
+        self._identity = identity
+
+    def __call__(
+        self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """Partition the joint graph."""
+        return self._function(gm, joint_inputs, **kwargs)
+
+    def uuid(self) -> str:
+        """Return what distinguishes this partitioner from others."""
+        return self._identity
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by identity: Inductor hashes its config, and the function may hold graphs."""
+        return (str, (self._identity,))
+
+
+def compile_with_inductor(
+    module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    partition_function: PartitionFunction,
+    identity: str,
+    patches: Mapping[str, Any],
+) -> Any:
+    """Compile with Inductor around our partition function.
+
+    The AOTAutograd cache is off: on a hit the partitioner would not run, and there would be
+    no report for the graph. Inductor's own cache of generated code stays on.
+    """
+    config = {**patches, "custom_partitioner_fn": Partitioner(partition_function, identity)}
+    with functorch_config.patch(enable_autograd_cache=False):
+        return compile_fx(module, list(example_inputs), config_patches=config)
+
+
+def compile_with_aot_eager(
+    module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    partition_function: PartitionFunction,
+) -> Any:
+    """Run the partitioned graphs op by op, on the decompositions that Inductor uses."""
+    with functorch_config.patch(enable_autograd_cache=False):
+        return aot_autograd(
+            fw_compiler=_interpret,
+            bw_compiler=_interpret,
+            partition_fn=partition_function,
+            decompositions=inductor_decompositions(),
+        )(module, list(example_inputs))
+
+
+def mode_settings(mode: str | None) -> dict[str, Any]:
+    """Return Inductor's settings for a ``torch.compile`` mode such as "max-autotune"."""
+    return dict(list_mode_options(mode)) if mode is not None and mode != "default" else {}
+
+
+def inductor_decompositions() -> dict[Any, Callable[..., Any]]:
+    """Return the decompositions that Inductor expects to have been applied (2.11 to 2.13)."""
+    table: dict[Any, Callable[..., Any]] = select_decomp_table()
+    return table
+
+
+def decompositions_of(ops: Sequence[Any]) -> dict[Any, Callable[..., Any]]:
+    """Return torch's own decompositions of these ops (``torch._decomp``, 2.11 to 2.13)."""
+    table: dict[Any, Callable[..., Any]] = get_decompositions(ops)
+    return table
+
+
+@functools.cache
+def missing_cpp_compiler() -> str | None:
+    """Return why Inductor finds no C++ compiler, or None if it finds one."""
+    try:
+        get_cpp_compiler()
+    except Exception as error:  # noqa: BLE001  InvalidCxxCompiler moved between versions
+        return str(error) or type(error).__name__
+    return None
+
+
+def emit_artifact(name: str, payload: Callable[[], str]) -> None:
+    """Put a text next to torch's own artifacts when TORCH_TRACE is set (2.11 to 2.13)."""
+    trace_structured(
+        "artifact",
+        metadata_fn=lambda: {"name": name, "encoding": "string"},
+        payload_fn=payload,
+    )
+
+
+def _interpret(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    del example_inputs
+
+    def run(args: list[Any]) -> Any:
+        return torch.fx.Interpreter(module).boxed_run(args)
+
+    run._boxed_call = True  # type: ignore[attr-defined]
+    return run

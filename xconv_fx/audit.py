@@ -1,0 +1,325 @@
+"""*audit*: what was kept, packed, sketched and left exact in a compiled graph, and why.
+
+Comes in: the passes' outcome for one joint graph. Goes out: a frozen :class:`Report`, the
+last of which :func:`last_report` returns, and a log under the logger ``xconv_fx``.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import re
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import fx
+
+from passes import Action, Decision, Outcome, Rules, ValueCost
+from passes.joint import JointGraph, tensor_nbytes, tensor_val
+from passes.partition import Partition
+
+log = logging.getLogger("xconv_fx")
+
+# As many graphs as a model with graph breaks and recompiles is likely to have.
+_MAX_REPORTS = 256
+_reports: deque[Report] = deque(maxlen=_MAX_REPORTS)
+
+
+@dataclass(frozen=True)
+class ValueRow:
+    """One value that the backward pass keeps.
+
+    Attributes:
+        name: its name in the joint graph.
+        module: path of the module that computes it, as in ``model.named_modules()``.
+        source: file, line and text of the model's source.
+        shape: its shape; symbolic sizes as their names.
+        dtype: its dtype.
+        decision: ``keep``, ``pack`` or ``sketch``.
+        codec: name of the codec; None when kept as it is.
+        nbytes: bytes before.
+        kept_nbytes: bytes after.
+        noise: modelled relative squared error of the value that the backward reads.
+    """
+
+    name: str
+    module: str
+    source: str
+    shape: tuple[int | str, ...]
+    dtype: torch.dtype
+    decision: str
+    codec: str | None
+    nbytes: int
+    kept_nbytes: int
+    noise: float
+
+
+@dataclass(frozen=True)
+class ExactRow:
+    """One convolution whose weight gradient stays exact, and why."""
+
+    name: str
+    module: str
+    source: str
+    dtype: torch.dtype
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the backend did to one graph.
+
+    Attributes:
+        values: one row for each value kept between forward and backward.
+        exact_convolutions: the convolutions that were left exact.
+        num_sketched_convolutions: convolutions whose weight gradient is estimated.
+        kept_nbytes: bytes kept between forward and backward, graph inputs left out.
+        num_recomputed: values recomputed in the backward.
+        notes: remarks about the graph as a whole.
+        fallback: why the graph was compiled exactly; None if it was not.
+    """
+
+    values: tuple[ValueRow, ...]
+    exact_convolutions: tuple[ExactRow, ...]
+    num_sketched_convolutions: int
+    kept_nbytes: int
+    num_recomputed: int
+    notes: tuple[str, ...]
+    fallback: str | None
+    _count_stock: Callable[[], int] = field(repr=False, compare=False)
+
+    @functools.cached_property
+    def stock_nbytes(self) -> int:
+        """Bytes that torch's default partition of the same graph keeps, inputs left out.
+
+        Partitions the graph once more, on first use.
+        """
+        return self._count_stock()
+
+    @property
+    def ratio(self) -> float:
+        """Bytes kept, as a share of what the stock partition keeps (1.0 if that is 0)."""
+        return self.kept_nbytes / self.stock_nbytes if self.stock_nbytes else 1.0
+
+    def __str__(self) -> str:
+        """Render the report as plain text."""
+        buffer = io.StringIO()
+        self.print(Console(file=buffer, width=160))
+        return buffer.getvalue()
+
+    def print(self, console: Console | None = None) -> None:
+        """Print the report as tables."""
+        console = console or Console()
+        console.print(_value_table(self.values))
+        if self.exact_convolutions:
+            console.print(_exact_table(self.exact_convolutions))
+        for line in self.summary():
+            console.print(line, highlight=False, markup=False)
+
+    def summary(self) -> list[str]:
+        """The totals and notes, a line each."""
+        lines = [
+            f"kept for backward: {_mib(self.kept_nbytes)}, stock partition "
+            f"{_mib(self.stock_nbytes)}, ratio {self.ratio:.3f}",
+            f"convolutions: {self.num_sketched_convolutions} sketched, "
+            f"{len(self.exact_convolutions)} exact; values recomputed: {self.num_recomputed}",
+        ]
+        if self.fallback is not None:
+            lines.append(f"compiled exactly: {self.fallback}")
+        return [*lines, *(f"note: {note}" for note in self.notes)]
+
+
+def last_report() -> Report | None:
+    """Return the report of the graph compiled last, or None if there is none."""
+    return _reports[-1] if _reports else None
+
+
+def all_reports() -> tuple[Report, ...]:
+    """Return the reports of all graphs compiled since the last ``torch.compiler.reset()``."""
+    return tuple(_reports)
+
+
+def clear_reports() -> None:
+    """Forget all reports."""
+    _reports.clear()
+
+
+def publish(report: Report) -> None:
+    """Make a report the last one, and log it."""
+    _reports.append(report)
+    if report.fallback is not None:
+        log.warning("compiled exactly: %s", report.fallback)
+    log.info("%d values kept, %d bytes", len(report.values), report.kept_nbytes)
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("\n%s", report)
+
+
+def make_report(outcome: Outcome, rules: Rules, count_stock: Callable[[], int]) -> Report:
+    """Describe what the passes did to one joint graph."""
+    joint = outcome.exposed
+    nodes = {node.name: node for node in joint.graph.nodes}
+    kept = [d for d in outcome.plan.decisions if d.kept_nbytes]
+    gradients = [n for n in joint.graph.nodes if n.target in rules.audited]
+    exact = _exact_rows(joint, gradients, outcome, rules)
+    notes = () if gradients else ("no convolution weight gradient in this graph",)
+    return Report(
+        values=tuple(_value_row(nodes[d.node], d) for d in kept),
+        exact_convolutions=(*exact, *_frozen_rows(joint, gradients)),
+        num_sketched_convolutions=len(gradients) - len(exact),
+        kept_nbytes=kept_nbytes(outcome.split),
+        num_recomputed=outcome.plan.counts().get(Action.RECOMPUTE.value, 0),
+        notes=notes,
+        fallback=None,
+        _count_stock=count_stock,
+    )
+
+
+def make_fallback_report(split: Partition, reason: str) -> Report:
+    """Describe a graph that was compiled exactly."""
+    nbytes = kept_nbytes(split)
+    return Report((), (), 0, nbytes, 0, (), reason, lambda: nbytes)
+
+
+def kept_nbytes(split: Partition) -> int:
+    """Bytes of the tensors kept between forward and backward, graph inputs left out."""
+    kept = dict.fromkeys(split.kept_nodes())
+    vals = [tensor_val(node) for node in kept if node.op != "placeholder"]
+    return sum(tensor_nbytes(val) or 0 for val in vals if val is not None)
+
+
+def source_of(node: fx.Node) -> str:
+    """Return ``file:line: text`` of the model's source line behind a node, or ``unknown``."""
+    trace = node.meta.get("stack_trace") or ""
+    frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', trace)
+    if not frames:
+        return "unknown"
+    path, line, text = frames[-1]
+    return f"{path}:{line}: {text.strip()}"
+
+
+def module_of(node: fx.Node) -> str:
+    """Return the path of the innermost module that a node was traced in, or ``unknown``."""
+    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
+    if not stack:
+        return "unknown"
+    path, _ = list(stack.values())[-1]
+    path = re.sub(r"^L\['\w+'\]|\._modules\b", "", str(path))
+    path = re.sub(r"\['?([^'\]]+)'?\]", r".\1", path)
+    return path.strip(".") or "(root)"
+
+
+def _value_row(node: fx.Node, decision: Decision) -> ValueRow:
+    val = node.meta["val"]
+    return ValueRow(
+        name=node.name,
+        module=module_of(node),
+        source=source_of(node),
+        shape=tuple(s if isinstance(s, int) else str(s) for s in val.shape),
+        dtype=val.dtype,
+        decision=decision.action.value,
+        codec=None if decision.codec is None else decision.codec.name,
+        nbytes=decision.nbytes,
+        kept_nbytes=decision.kept_nbytes,
+        noise=decision.noise,
+    )
+
+
+def _exact_rows(
+    joint: JointGraph, gradients: Sequence[fx.Node], outcome: Outcome, rules: Rules
+) -> list[ExactRow]:
+    decisions = {d.node: d for d in outcome.plan.decisions}
+    costs = {value.node: value for value in outcome.costs.values}
+    backward = joint.backward_nodes()
+    rows = []
+    for gradient in gradients:
+        for use in rules.linear[gradient.target]:
+            value = gradient.args[use.arg]
+            assert isinstance(value, fx.Node)
+            reason = (
+                "its input depends on the gradient itself"
+                if value in backward
+                else _why_exact(costs[value.name], decisions.get(value.name))
+            )
+            if reason is not None:
+                rows.append(_exact_row(gradient, reason))
+    return rows
+
+
+def _why_exact(cost: ValueCost, decision: Decision | None) -> str | None:
+    """Return why a linear use reads the exact value, or None if it reads a sketch."""
+    if decision is not None and decision.action is Action.SKETCH:
+        return None
+    if cost.unsketchable is not None and cost.nbytes:
+        return f"{cost.node} cannot be sketched: {cost.unsketchable}"
+    if cost.is_input and not cost.nbytes:
+        return f"its input {cost.node} is an input of the graph, which the caller holds anyway"
+    if decision is not None and decision.action is Action.RECOMPUTE:
+        made_from = ", ".join(cost.inputs)
+        return f"its input {cost.node} is rebuilt exactly from what is kept anyway ({made_from})"
+    if cost.raw_users:
+        users = ", ".join(cost.raw_users)
+        return f"its input {cost.node} is kept because the backward needs its values ({users})"
+    return f"its input {cost.node} is kept: exact recomputation or a cheaper cut needs it"
+
+
+def _exact_row(node: fx.Node, reason: str) -> ExactRow:
+    return ExactRow(node.name, module_of(node), source_of(node), node.meta["val"].dtype, reason)
+
+
+def _frozen_rows(joint: JointGraph, gradients: Sequence[fx.Node]) -> list[ExactRow]:
+    """Forward convolutions that have no weight gradient."""
+    trained = {gradient.meta.get("seq_nr") for gradient in gradients}
+    backward = joint.backward_nodes()
+    return [
+        _exact_row(node, "its weight needs no gradient: nothing is kept for it")
+        for node in joint.graph.find_nodes(
+            op="call_function", target=torch.ops.aten.convolution.default
+        )
+        if node not in backward and node.meta.get("seq_nr") not in trained
+    ]
+
+
+def _value_table(rows: Sequence[ValueRow]) -> Table:
+    table = Table(title="kept for backward", title_justify="left")
+    for heading in ("module", "source", "value", "shape", "dtype", "decision", "codec"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("before", "after", "noise"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            row.module,
+            _short_source(row.source),
+            row.name,
+            "x".join(map(str, row.shape)),
+            str(row.dtype).removeprefix("torch."),
+            row.decision,
+            row.codec or "",
+            _mib(row.nbytes),
+            _mib(row.kept_nbytes),
+            f"{row.noise:.2g}",
+        )
+    return table
+
+
+def _exact_table(rows: Sequence[ExactRow]) -> Table:
+    table = Table(title="convolutions left exact", title_justify="left")
+    for heading in ("module", "source", "gradient", "dtype", "reason"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        dtype = str(row.dtype).removeprefix("torch.")
+        table.add_row(row.module, _short_source(row.source), row.name, dtype, row.reason)
+    return table
+
+
+def _short_source(source: str) -> str:
+    location, _, _ = source.partition(": ")
+    return location.rsplit("/", 1)[-1]
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.2f} MiB" if nbytes >= 2**20 else f"{nbytes / 2**10:.2f} KiB"

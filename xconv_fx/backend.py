@@ -1,0 +1,164 @@
+"""The backend ``torch.compile(model, backend="xconv")``.
+
+Registered in the entry-point group ``torch_dynamo_backends``, so no import is needed. Comes
+in: Dynamo's graph. Goes out: a compiled callable whose backward keeps sketches. The work is
+done by ``passes``; this file binds options to them, falls back, and reports.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+import passes
+from passes import JointGraph
+from xconv_fx import _torch, audit
+from xconv_fx.options import Options, parse_options
+from xconv_fx.rules import make_rules, noise_price
+
+log = logging.getLogger("xconv_fx")
+
+
+def xconv(
+    module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    config_patches: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """Compile a Dynamo graph so that its backward keeps sketches of activations.
+
+    Args:
+        module: the graph from Dynamo.
+        example_inputs: its (fake) inputs.
+        mode: a ``torch.compile`` mode, for the inner compiler.
+        options: see :class:`xconv_fx.options.Options`.
+        config_patches: settings of the inner compiler, merged over ``options["inductor"]``.
+
+    Returns:
+        The compiled callable.
+
+    Raises:
+        xconv_fx.errors.OptionError: for an unknown option or a bad value.
+    """
+    parsed = parse_options(options)
+    partition_function = _PartitionFunction(parsed, _rank())
+    if _inner_compiler(parsed, example_inputs) == "aot_eager":
+        return _torch.compile_with_aot_eager(module, example_inputs, partition_function)
+    settings = {**_torch.mode_settings(mode), **parsed.inductor, **(config_patches or {})}
+    return _torch.compile_with_inductor(
+        module, example_inputs, partition_function, partition_function.identity, settings
+    )
+
+
+def reset() -> None:
+    """Forget the reports; called by ``torch.compiler.reset()``."""
+    audit.clear_reports()
+
+
+xconv.reset = reset  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class _PartitionFunction:
+    """The partition function handed to AOTAutograd: all passes, or the exact fallback."""
+
+    options: Options
+    rank: int
+
+    @property
+    def identity(self) -> str:
+        """A text that changes with everything that changes the result."""
+        return f"xconv {_version()} {self.options} rank={self.rank} {_source_hash()}"
+
+    def __call__(
+        self,
+        module: fx.GraphModule,
+        joint_inputs: Sequence[Any],
+        *,
+        num_fwd_outputs: int,
+        static_lifetime_input_indices: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        joint = JointGraph(module, num_fwd_outputs, tuple(static_lifetime_input_indices or ()))
+        rules = make_rules(self.options)
+        try:
+            outcome = passes.run(
+                joint,
+                rules,
+                noise_price(self.options),
+                joint_inputs,
+                seed_offset=self.rank * _RANK_STRIDE,
+                **kwargs,
+            )
+            count_stock = functools.partial(_count_stock, joint.copy(), joint_inputs, kwargs)
+            report = audit.make_report(outcome, rules, count_stock)
+            split = outcome.split
+        except Exception as error:  # noqa: BLE001  training must not break because of us
+            log.warning("falling back to exact compilation", exc_info=True)
+            split = passes.partition_exact(joint, joint_inputs, **kwargs)
+            report = audit.make_fallback_report(split, f"{type(error).__name__}: {error}")
+        audit.publish(report)
+        _torch.emit_artifact("xconv_report", report.__str__)
+        return split.forward, split.backward
+
+
+# An odd constant that spreads the ranks over the seed space [0, 2**62).
+_RANK_STRIDE = 0x1E3779B97F4A7C15
+
+
+def _count_stock(joint: JointGraph, joint_inputs: Sequence[Any], kwargs: dict[str, Any]) -> int:
+    return audit.kept_nbytes(passes.partition_exact(joint, joint_inputs, **kwargs))
+
+
+def _inner_compiler(options: Options, example_inputs: Sequence[Any]) -> str:
+    """Return the inner compiler, ``aot_eager`` where Inductor cannot work."""
+    tensors = [x for x in example_inputs if isinstance(x, torch.Tensor)]
+    on_cpu = all(x.device.type == "cpu" for x in tensors)
+    if options.inner == "inductor" and on_cpu and _torch.missing_cpp_compiler() is not None:
+        _warn_no_compiler()
+        return "aot_eager"
+    return options.inner
+
+
+@functools.cache
+def _warn_no_compiler() -> None:
+    warnings.warn(
+        "xconv: Inductor finds no C++ compiler on this machine "
+        f"({_torch.missing_cpp_compiler()}); falling back to inner='aot_eager', which saves "
+        "the same bytes but runs slower. Install g++ or clang, or set CXX.",
+        stacklevel=2,
+    )
+
+
+def _rank() -> int:
+    distributed = torch.distributed
+    ready = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_rank() if ready else 0
+
+
+def _version() -> str:
+    from xconv_fx import __version__
+
+    return __version__
+
+
+@functools.cache
+def _source_hash() -> str:
+    """Hash of the sources that decide the result, for Inductor's cache key."""
+    from pathlib import Path
+
+    digest = hashlib.sha256()
+    for package in (Path(passes.__file__).parent, Path(__file__).parent):
+        for path in sorted(package.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,27 @@
+"""Errors of xconv_fx that a user can meet and act on."""
+
+from __future__ import annotations
+
+
+class OptionError(ValueError):
+    """An option has a value outside what is allowed.
+
+    The text says which option, which value, and what is allowed.
+    """
+
+    def __init__(self, option: str, value: object, allowed: str) -> None:
+        """Build the text.
+
+        Args:
+            option: name of the option as the user writes it.
+            value: the value that was given.
+            allowed: what would be accepted, in words.
+        """
+        self.option = option
+        self.value = value
+        self.allowed = allowed
+        super().__init__(f"option {option!r} got {value!r}; allowed: {allowed}")
+
+    def __reduce__(self) -> tuple[type[OptionError], tuple[str, object, str]]:
+        """Pickle by the constructor's arguments, not by the text."""
+        return type(self), (self.option, self.value, self.allowed)

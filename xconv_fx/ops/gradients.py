@@ -1,0 +1,212 @@
+"""Exact gradients of a convolution, one at a time.
+
+``conv_input_grad`` needs the weight only and ``conv_weight_grad`` the input only, so that a graph
+may keep a sketch of the input and still have the exact input gradient. Arguments are those of
+``aten.convolution`` with batched inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from xconv_fx.ops.registry import define
+from xconv_fx.sketches.layout import Size, known
+
+Ints = Sequence[int]
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Say whether channels are innermost in memory, from the order of the strides alone.
+
+    Contiguity queries would change with padding of strides, and strides of dimensions of size 1
+    or of expanded ones mean nothing to Inductor: neither has a say here.
+
+    Args:
+        x: tensor ``(B, C, *spatial)``.
+
+    Returns:
+        True for 4-D and 5-D tensors with more than one channel and more than one position,
+        stored channels-last.
+    """
+    if x.dim() not in (4, 5) or not (known(x.shape[1] > 1) and known(x.stride(1) == 1)):
+        return False
+    return any(known(x.shape[d] > 1) and known(x.stride(d) > 1) for d in range(2, x.dim()))
+
+
+def memory_format(*tensors: Tensor) -> torch.memory_format:
+    """Choose the memory format of a result: channels-last if any of the tensors is.
+
+    Args:
+        *tensors: tensors ``(B, C, *spatial)`` of one number of dimensions.
+
+    Returns:
+        A memory format that suits that number of dimensions.
+    """
+    if not any(is_channels_last(tensor) for tensor in tensors):
+        return torch.contiguous_format
+    return torch.channels_last if tensors[0].dim() == 4 else torch.channels_last_3d
+
+
+def input_grad(
+    grad_output: Tensor,
+    weight: Tensor,
+    input_size: Size,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    transposed: bool,
+    output_padding: Ints,
+    groups: int,
+) -> Tensor:
+    """Form the input gradient of a convolution, exactly, without its input.
+
+    The gradient of a convolution is the transposed convolution with the output padding that
+    restores the input size, ``(in + 2p - d(k - 1) - 1) mod s < s``; that of a transposed
+    convolution is the convolution, cut to the input size where the output padding exceeded the
+    stride.
+
+    Args:
+        grad_output: ``(B, O, *out)``.
+        weight: ``(O, C / groups, *k)``, or ``(C, O / groups, *k)`` if transposed.
+        input_size: shape ``(B, C, *in)`` of the convolution's input.
+        stride: one int a spatial dimension.
+        padding: one int a spatial dimension.
+        dilation: one int a spatial dimension.
+        transposed: whether the forward convolution was transposed.
+        output_padding: of the forward convolution.
+        groups: of the forward convolution.
+
+    Returns:
+        ``(B, C, *in)``, channels-last if ``grad_output`` or ``weight`` is.
+    """
+    spatial = range(len(stride))
+    grad: Tensor
+    if transposed:
+        del output_padding  # it shows in the sizes
+        grad = torch.ops.aten.convolution.default(
+            grad_output, weight, None, stride, padding, dilation, False, [0] * len(stride), groups
+        )
+        for i in spatial:
+            grad = grad.narrow(2 + i, 0, input_size[2 + i])
+    else:
+        missing = [
+            (input_size[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1)
+            % stride[i]
+            for i in spatial
+        ]
+        grad = torch.ops.aten.convolution.default(
+            grad_output, weight, None, stride, padding, dilation, True, missing, groups
+        )
+    return grad.contiguous(memory_format=memory_format(grad_output, weight))
+
+
+def weight_grad(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    transposed: bool,
+    output_padding: Ints,
+    groups: int,
+) -> Tensor:
+    """Form the weight gradient of a convolution.
+
+    Args:
+        grad_output: ``(B, O, *out)``.
+        input: ``(B, C, *in)``, the input or an unbiased reconstruction of it.
+        weight: gives shape, dtype and device; its values are not read.
+        stride: one int a spatial dimension.
+        padding: one int a spatial dimension.
+        dilation: one int a spatial dimension.
+        transposed: whether the forward convolution was transposed.
+        output_padding: of the forward convolution.
+        groups: of the forward convolution.
+
+    Returns:
+        Tensor like ``weight``.
+    """
+    grad: Tensor = torch.ops.aten.convolution_backward.default(
+        grad_output,
+        input,
+        weight,
+        None,
+        stride,
+        padding,
+        dilation,
+        transposed,
+        output_padding,
+        groups,
+        [False, True, False],
+    )[1]
+    return grad
+
+
+def _weight_grad(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    transposed: bool,
+    output_padding: Ints,
+    groups: int,
+) -> Tensor:
+    grad = weight_grad(
+        grad_output, input, weight, stride, padding, dilation, transposed, output_padding, groups
+    )
+    return grad.contiguous(memory_format=memory_format(weight))
+
+
+def _fake_input_grad(
+    grad_output: Tensor,
+    weight: Tensor,
+    input_size: Size,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    transposed: bool,
+    output_padding: Ints,
+    groups: int,
+) -> Tensor:
+    del stride, padding, dilation, transposed, output_padding, groups
+    return grad_output.new_empty(list(input_size)).contiguous(
+        memory_format=memory_format(grad_output, weight)
+    )
+
+
+def _fake_weight_grad(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    transposed: bool,
+    output_padding: Ints,
+    groups: int,
+) -> Tensor:
+    del grad_output, input, stride, padding, dilation, transposed, output_padding, groups
+    return weight.new_empty(weight.shape).contiguous(memory_format=memory_format(weight))
+
+
+conv_input_grad = define(
+    "conv_input_grad(Tensor grad_output, Tensor weight, SymInt[] input_size, SymInt[] stride,"
+    " SymInt[] padding, SymInt[] dilation, bool transposed, SymInt[] output_padding,"
+    " SymInt groups) -> Tensor",
+    input_grad,
+    _fake_input_grad,
+)
+conv_weight_grad = define(
+    "conv_weight_grad(Tensor grad_output, Tensor input, Tensor weight, SymInt[] stride,"
+    " SymInt[] padding, SymInt[] dilation, bool transposed, SymInt[] output_padding,"
+    " SymInt groups) -> Tensor",
+    _weight_grad,
+    _fake_weight_grad,
+    weight_grad,
+)

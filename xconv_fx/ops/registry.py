@@ -1,0 +1,46 @@
+"""Registration of ``xconv`` operators, one call each.
+
+Owns the operator library of the namespace and the decomposition table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+
+DECOMPOSITIONS: dict[OpOverload, Callable[..., Any]] = {}
+"""Operators that lowering replaces by the aten calls of the given function."""
+
+# torch leaves the methods of Library without annotations.
+_LIBRARY: Any = torch.library.Library("xconv", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def define(
+    schema: str,
+    eager: Callable[..., Any],
+    fake: Callable[..., Any],
+    decomposition: Callable[..., Any] | None = None,
+) -> OpOverload:
+    """Define and register one operator.
+
+    Args:
+        schema: the schema, ``name(arguments) -> returns``.
+        eager: implementation on real tensors, for all devices.
+        fake: implementation on fake tensors: shapes, dtypes and strides, with SymInt sizes.
+        decomposition: traceable aten equivalent for lowering, if it has one.
+
+    Returns:
+        The overload.
+    """
+    name = schema.partition("(")[0]
+    # The stride order that the fake implementation saw is the one the real one must see.
+    _LIBRARY.define(schema, tags=(torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag))
+    _LIBRARY.impl(name, eager, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"xconv::{name}", fake, lib=_LIBRARY)
+    overload: OpOverload = getattr(torch.ops.xconv, name).default
+    if decomposition is not None:
+        DECOMPOSITIONS[overload] = decomposition
+    return overload

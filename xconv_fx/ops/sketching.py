@@ -1,0 +1,134 @@
+"""Operators that make sketches and masks and rebuild tensors from them.
+
+In eager mode each calls its function in ``xconv_fx.sketches``; in lowering the same function is
+traced to aten. None is differentiable: they appear where gradients have been formed already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from xconv_fx.ops.registry import define
+from xconv_fx.sketches import bitmask, probing, quantize
+from xconv_fx.sketches.layout import Size, ceil_div, inverse
+
+
+def empty_in_order(
+    like: Tensor, size: Size, dtype: torch.dtype, dim_order: Sequence[int]
+) -> Tensor:
+    """Allocate a dense tensor with a given memory order.
+
+    Args:
+        like: gives the device.
+        size: shape of the result.
+        dtype: dtype of the result.
+        dim_order: dimensions of the result from outermost to innermost in memory.
+
+    Returns:
+        Uninitialised tensor of shape ``size``.
+    """
+    ordered = like.new_empty([size[d] for d in dim_order], dtype=dtype)
+    return ordered.permute(inverse(dim_order))
+
+
+def _fake_pack_mask(mask: Tensor, dim_order: Sequence[int]) -> Tensor:
+    _check_order(dim_order, mask.dim())
+    if mask.dtype != torch.bool:
+        raise TypeError(f"xconv::pack_mask expects a bool mask, got {mask.dtype}")
+    return mask.new_empty([ceil_div(mask.numel(), 8)], dtype=torch.uint8)
+
+
+def _fake_unpack_mask(packed: Tensor, size: Size, dim_order: Sequence[int]) -> Tensor:
+    _check_order(dim_order, len(size))
+    return empty_in_order(packed, size, torch.bool, dim_order)
+
+
+def _fake_quantize(
+    x: Tensor, seed: Tensor, bits: int, group_size: int, dim_order: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    del seed
+    _check_order(dim_order, x.dim())
+    num_groups = ceil_div(x.numel(), group_size)
+    codes = x.new_empty([num_groups, group_size * bits // 8], dtype=torch.uint8)
+    return codes, x.new_empty([num_groups, 2], dtype=quantize.compute_dtype(x.dtype))
+
+
+def _fake_dequantize(
+    codes: Tensor,
+    ranges: Tensor,
+    size: Size,
+    dtype: torch.dtype,
+    bits: int,
+    dim_order: Sequence[int],
+) -> Tensor:
+    del ranges, bits
+    _check_order(dim_order, len(size))
+    return empty_in_order(codes, size, dtype, dim_order)
+
+
+def _fake_probe(x: Tensor, seed: Tensor, mode: str, probes: int, distribution: str) -> Tensor:
+    del seed, distribution
+    size = [x.shape[0], probes] if mode == "multichannel" else [x.shape[0], x.shape[1], probes]
+    return x.new_empty(size, dtype=quantize.compute_dtype(x.dtype))
+
+
+def _fake_reconstruct(
+    sketch: Tensor, seed: Tensor, size: Size, dtype: torch.dtype, mode: str, distribution: str
+) -> Tensor:
+    del seed, mode, distribution
+    return sketch.new_empty(list(size), dtype=dtype)
+
+
+def _check_order(dim_order: Sequence[int], num_dims: int) -> None:
+    if sorted(dim_order) != list(range(num_dims)):
+        raise ValueError(
+            f"dim_order {list(dim_order)} is no permutation of the {num_dims} dimensions"
+        )
+
+
+def _probe(x: Tensor, seed: Tensor, mode: str, probes: int, distribution: str) -> Tensor:
+    return probing.probe(x, seed, mode, probes, distribution).contiguous()
+
+
+pack_mask = define(
+    "pack_mask(Tensor mask, int[] dim_order) -> Tensor",
+    bitmask.pack,
+    _fake_pack_mask,
+    bitmask.pack,
+)
+unpack_mask = define(
+    "unpack_mask(Tensor packed, SymInt[] size, int[] dim_order) -> Tensor",
+    bitmask.unpack,
+    _fake_unpack_mask,
+    bitmask.unpack,
+)
+quantize_op = define(
+    "quantize(Tensor x, Tensor seed, int bits, int group_size, int[] dim_order)"
+    " -> (Tensor, Tensor)",
+    quantize.quantize,
+    _fake_quantize,
+    quantize.quantize,
+)
+dequantize = define(
+    "dequantize(Tensor codes, Tensor ranges, SymInt[] size, ScalarType dtype, int bits,"
+    " int[] dim_order) -> Tensor",
+    quantize.dequantize,
+    _fake_dequantize,
+    quantize.dequantize,
+)
+probe = define(
+    "probe(Tensor x, Tensor seed, str mode, int probes, str distribution) -> Tensor",
+    _probe,
+    _fake_probe,
+    _probe,
+)
+reconstruct = define(
+    "reconstruct(Tensor sketch, Tensor seed, SymInt[] size, ScalarType dtype, str mode,"
+    " str distribution) -> Tensor",
+    probing.reconstruct,
+    _fake_reconstruct,
+    probing.reconstruct,
+)

@@ -1,0 +1,110 @@
+"""The options of ``torch.compile(model, backend="xconv", options={...})``, validated.
+
+Comes in: the user's mapping. Goes out: :class:`Options`, frozen, with every field checked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from xconv_fx.errors import OptionError
+
+INNERS = ("inductor", "aot_eager")
+PROBINGS = ("independent", "multichannel", "orthogonal")
+SKETCHES = ("auto", "quantize", *PROBINGS)
+DISTRIBUTIONS = ("gaussian", "rademacher")
+BITS = (8, 4, 2, 1)
+
+# Bytes, as a share of a value's own, worth paying per unit of relative squared noise. With
+# the modelled noise of the ladder this picks 2 bits for an input of a convolution.
+DEFAULT_NOISE_PRICE = 0.03
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may set; the defaults need no thought.
+
+    Attributes:
+        inner: compiler of the two graphs, ``"inductor"`` or ``"aot_eager"``.
+        sketch: ``"auto"`` lets the plan choose from the ladder of codecs; a name fixes the
+            codec: ``"quantize"`` or one of the paper's probings ``"independent"``,
+            ``"multichannel"``, ``"orthogonal"``.
+        probes: number of probing vectors r >= 1 of a probing (default 16).
+        distribution: of the probing vectors' entries, ``"gaussian"`` or ``"rademacher"``.
+        bits: bits an element of stochastic quantisation, 8, 4, 2 or 1; with
+            ``sketch="auto"`` it narrows the ladder to that one rung.
+        noise_price: lambda >= 0 of the plan: higher buys less noise with more bytes.
+        inductor: settings of ``torch._inductor.config`` for the inner compiler, as in
+            ``torch.compile(..., options=...)`` with ``backend="inductor"``.
+    """
+
+    inner: str = "inductor"
+    sketch: str = "auto"
+    probes: int | None = None
+    distribution: str = "gaussian"
+    bits: int | None = None
+    noise_price: float = DEFAULT_NOISE_PRICE
+    inductor: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            OptionError: naming the option, the value and what is allowed.
+        """
+        _check_choice("inner", self.inner, INNERS)
+        _check_choice("sketch", self.sketch, SKETCHES)
+        _check_choice("distribution", self.distribution, DISTRIBUTIONS)
+        if self.bits is not None and (type(self.bits) is not int or self.bits not in BITS):
+            raise OptionError("bits", self.bits, f"one of {list(BITS)}")
+        if self.probes is not None and (type(self.probes) is not int or self.probes < 1):
+            raise OptionError("probes", self.probes, "an int >= 1, the number of probing vectors")
+        if isinstance(self.noise_price, bool) or not isinstance(self.noise_price, (int, float)):
+            raise OptionError("noise_price", self.noise_price, "a number >= 0")
+        if not 0 <= self.noise_price < float("inf"):
+            raise OptionError("noise_price", self.noise_price, "a finite number >= 0")
+        if not isinstance(self.inductor, Mapping):
+            raise OptionError("inductor", self.inductor, "a mapping of Inductor settings")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        probing = self.sketch in PROBINGS
+        if self.probes is not None and not probing:
+            allowed = f"only with sketch in {list(PROBINGS)} (here sketch={self.sketch!r})"
+            raise OptionError("probes", self.probes, allowed)
+        if self.bits is not None and probing:
+            allowed = f"only with sketch='auto' or 'quantize' (here sketch={self.sketch!r})"
+            raise OptionError("bits", self.bits, allowed)
+        if self.distribution != "gaussian" and self.sketch not in ("independent", "multichannel"):
+            allowed = f"only with sketch 'independent' or 'multichannel' (here {self.sketch!r})"
+            raise OptionError("distribution", self.distribution, allowed)
+
+
+def parse_options(given: Mapping[str, Any] | None) -> Options:
+    """Turn the user's mapping into :class:`Options`.
+
+    Raises:
+        OptionError: for an unknown name (the closest known one is suggested) or a bad value.
+    """
+    if given is None:
+        return Options()
+    if not isinstance(given, Mapping):
+        raise OptionError("options", given, "a dict of option names to values")
+    known = [f.name for f in dataclasses.fields(Options)]
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise OptionError(str(name), given[name], f"an option in {known}{hint}")
+    return Options(**given)
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        close = difflib.get_close_matches(str(value), allowed, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise OptionError(name, value, f"one of {list(allowed)}{hint}")
