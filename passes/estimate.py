@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from passes.joint import JointGraph, argument_nodes, tensor_nbytes, tensor_val
-from passes.rules import Codec, Rules
+from passes.rules import Codec, LinearUse, Rules
 
 # Not tagged pointwise and no view, yet no more than one read and one write an element. By
 # name, since Inductor registers some of its prims only when it is imported.
@@ -174,7 +174,7 @@ def _value_cost(
     size = None if val is None else tensor_nbytes(val)
     nbytes = 0 if is_free or size is None else size
     mask_codec = rules.mask_codec if val is not None and val.dtype == torch.bool else None
-    codecs, unsketchable = _codec_costs(node, val, size, linear, rules)
+    codecs, unsketchable = _codec_costs(val, size, linear, rules)
     ban = recompute_ban(node)
     forced = must_recompute and ban != "random op"
     return ValueCost(
@@ -196,8 +196,9 @@ def _value_cost(
 
 def _split_uses(
     node: fx.Node, backward: dict[fx.Node, None], rules: Rules
-) -> tuple[list[tuple[fx.Node, float]], list[str]]:
-    linear: list[tuple[fx.Node, float]] = []
+) -> tuple[list[tuple[fx.Node, LinearUse]], list[str]]:
+    """Return the linear uses in the backward, one an argument, and the other users' names."""
+    linear: list[tuple[fx.Node, LinearUse]] = []
     raw: list[str] = []
     for user in node.users:
         if user not in backward:
@@ -205,30 +206,33 @@ def _split_uses(
         uses = {use.arg: use for use in rules.linear.get(user.target, ())}
         positions = [i for i, arg in enumerate(user.args) if node in argument_nodes(arg)]
         in_kwargs = any(node in argument_nodes(arg) for arg in user.kwargs.values())
-        if positions and not in_kwargs and all(i in uses for i in positions):
-            linear.append((user, sum(uses[i].sensitivity for i in positions)))
+        if len(positions) == 1 and positions[0] in uses and not in_kwargs:
+            linear.append((user, uses[positions[0]]))
         else:
             raw.append(user.name)
     return linear, raw
 
 
 def _codec_costs(
-    node: fx.Node,
     val: torch.Tensor | None,
     size: int | None,
-    linear: list[tuple[fx.Node, float]],
+    linear: list[tuple[fx.Node, LinearUse]],
     rules: Rules,
 ) -> tuple[tuple[CodecCost, ...], str | None]:
     if not linear or val is None:
         return (), None
     if size is None:
         return (), "its size is unknown at compile time"
-    sensitivity = sum(weight for _, weight in linear)
+    if _in_sequence([user for user, _ in linear]):
+        return (), "one of its uses feeds another, and the product of their noise is no zero"
+    on_path = any(use.on_path for _, use in linear)
+    codecs = rules.path_codecs if on_path else rules.codecs
     shape = hinted_shape(val)
-    reasons = [codec.supports(shape, val.dtype) for codec in rules.codecs]
-    fitting = [c for c, reason in zip(rules.codecs, reasons, strict=True) if reason is None]
+    reasons = [codec.supports(shape, val.dtype) for codec in codecs]
+    fitting = [c for c, reason in zip(codecs, reasons, strict=True) if reason is None]
     if not fitting:
         return (), next((r for r in reasons if r), "no codec is configured")
+    sensitivity = sum(use.sensitivity for _, use in linear)
     priced = [
         CodecCost(c, c.nbytes(shape, val.dtype), c.noise(shape), sensitivity) for c in fitting
     ]
@@ -237,6 +241,27 @@ def _codec_costs(
         least = min(c.nbytes for c in priced)
         return (), f"a sketch of {least} bytes is no smaller than the value's {size} bytes"
     return smaller, None
+
+
+def _in_sequence(users: list[fx.Node]) -> bool:
+    """Whether the result of one of ``users`` reaches another one.
+
+    Then one sketch would meet itself in a product, whose expectation is not the product of
+    the expectations.
+    """
+    if len(users) < 2:
+        return False
+    targets = set(users)
+    seen: set[fx.Node] = set()
+    queue = [follower for user in users for follower in user.users]
+    while queue:
+        node = queue.pop()
+        if node in targets:
+            return True
+        if node not in seen:
+            seen.add(node)
+            queue.extend(node.users)
+    return False
 
 
 def hinted_shape(val: torch.Tensor) -> tuple[int, ...]:

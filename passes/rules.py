@@ -61,10 +61,13 @@ class LinearUse:
         arg: position of the argument.
         sensitivity: how much a unit of relative noise in the argument counts (1.0 for a
             weight gradient, where the noise stays; more where it travels upstream).
+        on_path: whether the result is part of the gradient that flows on upstream, so that
+            noise in the argument reaches every gradient there.
     """
 
     arg: int
     sensitivity: float = 1.0
+    on_path: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,9 @@ class Rules:
         lowerings: decompositions of the inserted ops for the inner compiler.
         primitives: decompositions of the ops that exposures and lowerings are made of; what
             the inner compiler expects not to meet.
-        codecs: candidate sketches, most exact first; the plan picks one a value.
+        codecs: candidate sketches of values whose uses are all leaves (weight gradients),
+            most exact first; the plan picks one a value.
+        path_codecs: candidate sketches of values with a use on the path of the gradient.
         mask_codec: exact codec for booleans.
         audited: op to a short label; a linear use of these is reported even when the value
             stays exact (every convolution, say).
@@ -89,5 +94,6 @@ class Rules:
     lowerings: Mapping[Any, Callable[..., Any]] = field(default_factory=dict)
     primitives: Mapping[Any, Callable[..., Any]] = field(default_factory=dict)
     codecs: tuple[Codec, ...] = ()
+    path_codecs: tuple[Codec, ...] = ()
     mask_codec: Codec | None = None
     audited: Mapping[Any, str] = field(default_factory=dict)

@@ -54,6 +54,7 @@ def compile_with_inductor(
     example_inputs: Sequence[Any],
     partition_function: PartitionFunction,
     identity: str,
+    decompositions: Mapping[Any, Callable[..., Any]],
     patches: Mapping[str, Any],
 ) -> Any:
     """Compile with Inductor around our partition function.
@@ -63,21 +64,27 @@ def compile_with_inductor(
     """
     config = {**patches, "custom_partitioner_fn": Partitioner(partition_function, identity)}
     with functorch_config.patch(enable_autograd_cache=False):
-        return compile_fx(module, list(example_inputs), config_patches=config)
+        return compile_fx(
+            module,
+            list(example_inputs),
+            config_patches=config,
+            decompositions=dict(decompositions),
+        )
 
 
 def compile_with_aot_eager(
     module: fx.GraphModule,
     example_inputs: Sequence[Any],
     partition_function: PartitionFunction,
+    decompositions: Mapping[Any, Callable[..., Any]],
 ) -> Any:
-    """Run the partitioned graphs op by op, on the decompositions that Inductor uses."""
+    """Run the partitioned graphs op by op, by default on the decompositions of Inductor."""
     with functorch_config.patch(enable_autograd_cache=False):
         return aot_autograd(
             fw_compiler=_interpret,
             bw_compiler=_interpret,
             partition_fn=partition_function,
-            decompositions=inductor_decompositions(),
+            decompositions=dict(decompositions),
         )(module, list(example_inputs))
 
 

@@ -81,7 +81,7 @@ class Report:
         kept_nbytes: bytes kept between forward and backward, graph inputs left out.
         num_recomputed: values recomputed in the backward.
         notes: remarks about the graph as a whole.
-        fallback: why the graph was compiled exactly; None if it was not.
+        exact: why the graph was compiled exactly; None if it was not.
     """
 
     values: tuple[ValueRow, ...]
@@ -90,8 +90,8 @@ class Report:
     kept_nbytes: int
     num_recomputed: int
     notes: tuple[str, ...]
-    fallback: str | None
-    _count_stock: Callable[[], int] = field(repr=False, compare=False)
+    exact: str | None
+    _partition_exact: Callable[[], Partition] = field(repr=False, compare=False)
 
     @functools.cached_property
     def stock_nbytes(self) -> int:
@@ -99,7 +99,7 @@ class Report:
 
         Partitions the graph once more, on first use.
         """
-        return self._count_stock()
+        return kept_nbytes(self._partition_exact())
 
     @property
     def ratio(self) -> float:
@@ -129,8 +129,8 @@ class Report:
             f"convolutions: {self.num_sketched_convolutions} sketched, "
             f"{len(self.exact_convolutions)} exact; values recomputed: {self.num_recomputed}",
         ]
-        if self.fallback is not None:
-            lines.append(f"compiled exactly: {self.fallback}")
+        if self.exact is not None:
+            lines.append(f"compiled exactly: {self.exact}")
         return [*lines, *(f"note: {note}" for note in self.notes)]
 
 
@@ -152,15 +152,23 @@ def clear_reports() -> None:
 def publish(report: Report) -> None:
     """Make a report the last one, and log it."""
     _reports.append(report)
-    if report.fallback is not None:
-        log.warning("compiled exactly: %s", report.fallback)
+    if report.exact is not None:
+        log.info("compiled exactly: %s", report.exact)
     log.info("%d values kept, %d bytes", len(report.values), report.kept_nbytes)
     if log.isEnabledFor(logging.DEBUG):
         log.debug("\n%s", report)
 
 
-def make_report(outcome: Outcome, rules: Rules, count_stock: Callable[[], int]) -> Report:
-    """Describe what the passes did to one joint graph."""
+def make_report(
+    outcome: Outcome, rules: Rules, partition_exact: Callable[[], Partition]
+) -> Report:
+    """Describe what the passes did to one joint graph.
+
+    Args:
+        outcome: what the passes produced.
+        rules: the rules they were given.
+        partition_exact: makes torch's default partition of the same graph, for comparison.
+    """
     joint = outcome.exposed
     nodes = {node.name: node for node in joint.graph.nodes}
     kept = [d for d in outcome.plan.decisions if d.kept_nbytes]
@@ -174,15 +182,14 @@ def make_report(outcome: Outcome, rules: Rules, count_stock: Callable[[], int]) 
         kept_nbytes=kept_nbytes(outcome.split),
         num_recomputed=outcome.plan.counts().get(Action.RECOMPUTE.value, 0),
         notes=notes,
-        fallback=None,
-        _count_stock=count_stock,
+        exact=None,
+        _partition_exact=partition_exact,
     )
 
 
-def make_fallback_report(split: Partition, reason: str) -> Report:
-    """Describe a graph that was compiled exactly."""
-    nbytes = kept_nbytes(split)
-    return Report((), (), 0, nbytes, 0, (), reason, lambda: nbytes)
+def make_exact_report(split: Partition, reason: str) -> Report:
+    """Describe a graph that was compiled exactly, and why."""
+    return Report((), (), 0, kept_nbytes(split), 0, (), reason, lambda: split)
 
 
 def kept_nbytes(split: Partition) -> int:

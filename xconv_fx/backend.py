@@ -19,10 +19,10 @@ import torch
 from torch import fx
 
 import passes
-from passes import JointGraph
+from passes import JointGraph, Partition
 from xconv_fx import _torch, audit
 from xconv_fx.options import Options, parse_options
-from xconv_fx.rules import make_rules, noise_price
+from xconv_fx.rules import exact_decompositions, make_rules, tracing_decompositions
 
 log = logging.getLogger("xconv_fx")
 
@@ -53,10 +53,17 @@ def xconv(
     parsed = parse_options(options)
     partition_function = _PartitionFunction(parsed, _rank())
     if _inner_compiler(parsed, example_inputs) == "aot_eager":
-        return _torch.compile_with_aot_eager(module, example_inputs, partition_function)
+        return _torch.compile_with_aot_eager(
+            module, example_inputs, partition_function, tracing_decompositions()
+        )
     settings = {**_torch.mode_settings(mode), **parsed.inductor, **(config_patches or {})}
     return _torch.compile_with_inductor(
-        module, example_inputs, partition_function, partition_function.identity, settings
+        module,
+        example_inputs,
+        partition_function,
+        partition_function.identity,
+        tracing_decompositions(),
+        settings,
     )
 
 
@@ -90,34 +97,57 @@ class _PartitionFunction:
         **kwargs: Any,
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         joint = JointGraph(module, num_fwd_outputs, tuple(static_lifetime_input_indices or ()))
-        rules = make_rules(self.options)
+        partition_exact = functools.partial(_partition_exact, joint.copy(), joint_inputs, kwargs)
         try:
-            outcome = passes.run(
-                joint,
-                rules,
-                noise_price(self.options),
-                joint_inputs,
-                seed_offset=self.rank * _RANK_STRIDE,
-                **kwargs,
-            )
-            count_stock = functools.partial(_count_stock, joint.copy(), joint_inputs, kwargs)
-            report = audit.make_report(outcome, rules, count_stock)
-            split = outcome.split
+            split, report = self._sketched(joint, joint_inputs, kwargs, partition_exact)
         except Exception as error:  # noqa: BLE001  training must not break because of us
             log.warning("falling back to exact compilation", exc_info=True)
-            split = passes.partition_exact(joint, joint_inputs, **kwargs)
-            report = audit.make_fallback_report(split, f"{type(error).__name__}: {error}")
+            split = partition_exact()
+            report = audit.make_exact_report(split, f"{type(error).__name__}: {error}")
         audit.publish(report)
         _torch.emit_artifact("xconv_report", report.__str__)
         return split.forward, split.backward
 
+    def _sketched(
+        self,
+        joint: JointGraph,
+        joint_inputs: Sequence[Any],
+        kwargs: dict[str, Any],
+        partition_exact: Callable[[], Partition],
+    ) -> tuple[Partition, audit.Report]:
+        if not has_convolution(joint.graph):
+            split = partition_exact()
+            return split, audit.make_exact_report(split, "no convolution in this graph")
+        rules = make_rules(self.options)
+        outcome = passes.run(
+            joint,
+            rules,
+            self.options.noise_price,
+            joint_inputs,
+            seed_offset=self.rank * _RANK_STRIDE,
+            **kwargs,
+        )
+        return outcome.split, audit.make_report(outcome, rules, partition_exact)
+
+
+def has_convolution(graph: fx.Graph) -> bool:
+    """Whether a graph calls a convolution; the backend leaves graphs without one alone."""
+    targets = {torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default}
+    return any(node.target in targets for node in graph.nodes)
+
+
+def _partition_exact(
+    joint: JointGraph, joint_inputs: Sequence[Any], kwargs: dict[str, Any]
+) -> Partition:
+    """Partition as torch would: its own decompositions for the ops we asked to have whole."""
+    module = passes.decompose(
+        joint.module, exact_decompositions(), _torch.inductor_decompositions()
+    )
+    return passes.partition_exact(joint.with_module(module), joint_inputs, **kwargs)
+
 
 # An odd constant that spreads the ranks over the seed space [0, 2**62).
 _RANK_STRIDE = 0x1E3779B97F4A7C15
-
-
-def _count_stock(joint: JointGraph, joint_inputs: Sequence[Any], kwargs: dict[str, Any]) -> int:
-    return audit.kept_nbytes(passes.partition_exact(joint, joint_inputs, **kwargs))
 
 
 def _inner_compiler(options: Options, example_inputs: Sequence[Any]) -> str:

@@ -84,7 +84,10 @@ def input_grad(
     """
     spatial = range(len(stride))
     grad: Tensor
-    if transposed:
+    if known(grad_output.numel() == 0):
+        # aten refuses a convolution of nothing unless the batch or the channels are empty.
+        grad = grad_output.new_zeros(list(input_size))
+    elif transposed:
         del output_padding  # it shows in the sizes
         grad = torch.ops.aten.convolution.default(
             grad_output, weight, None, stride, padding, dilation, False, [0] * len(stride), groups

@@ -5,10 +5,12 @@ Owns the operator library of the namespace and the decomposition table.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._ops import OpOverload
 
 DECOMPOSITIONS: dict[OpOverload, Callable[..., Any]] = {}
@@ -38,9 +40,33 @@ def define(
     name = schema.partition("(")[0]
     # The stride order that the fake implementation saw is the one the real one must see.
     _LIBRARY.define(schema, tags=(torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag))
-    _LIBRARY.impl(name, eager, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, without_autocast(eager), "CompositeExplicitAutograd")
     torch.library.register_fake(f"xconv::{name}", fake, lib=_LIBRARY)
     overload: OpOverload = getattr(torch.ops.xconv, name).default
     if decomposition is not None:
-        DECOMPOSITIONS[overload] = decomposition
+        DECOMPOSITIONS[overload] = without_autocast(decomposition)
     return overload
+
+
+def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep autocast from changing the dtypes inside a function.
+
+    Operators are dispatched to below autocast, but the aten calls within pass through it again: a
+    sketch in float32 would be computed in a half type.
+
+    Args:
+        function: takes a tensor first.
+
+    Returns:
+        The function, with autocast off on the device of that tensor.
+    """
+
+    @functools.wraps(function)
+    def guarded(first: Tensor, *args: Any) -> Any:
+        device = first.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return function(first, *args)
+        return function(first, *args)
+
+    return guarded

@@ -70,7 +70,7 @@ def draw_probes(
         high, low = random_bits(zero, zero, seed, stream=_BASE_STREAM, row_bits=16, column_bits=16)
         base = high.to(torch.int64) * 2**16 + low
         signs = rademacher(row, zero, seed, row_bits=row_bits, column_bits=16)
-        return hadamard_probes(signs, base, probes).to(dtype)
+        return hadamard_probes(signs.to(dtype), base, probes)
     column = torch.arange(probes, dtype=torch.int32, device=seed.device).unsqueeze(0)
     draw = gaussian if distribution == "gaussian" else rademacher
     column_bits = 16 if probes <= 2**16 else 32

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from xconv_fx.sketches.layout import Size, ceil_div, flatten, known, numel_of, pad_flat, unflatten
-from xconv_fx.sketches.randomness import uniform, uniform_pair
+from xconv_fx.sketches.randomness import start_rows, uniform, uniform_pair
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -68,10 +68,11 @@ def draw_thresholds(
     if num_planes == 1:
         column = torch.arange(width, dtype=torch.int32, device=seed.device).unsqueeze(0)
         return (uniform(row, column, seed, row_bits=row_bits, column_bits=16),)
+    state = start_rows(row, seed, row_bits=row_bits)
     thresholds: list[Tensor] = []
     for start in range(0, num_planes // 2 * width, width):
         column = torch.arange(start, start + width, dtype=torch.int32, device=seed.device)
-        pair = uniform_pair(row, column.unsqueeze(0), seed, row_bits=row_bits, column_bits=16)
+        pair = uniform_pair(state, column.unsqueeze(0), column_bits=16)
         thresholds.extend(pair)
     return tuple(thresholds)
 

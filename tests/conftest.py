@@ -1,0 +1,47 @@
+"""What every test starts from: a fixed seed, and no compiled code of an earlier test or run."""
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _independent_of_other_tests() -> Iterator[None]:
+    """Seeds torch, and drops what was compiled.
+
+    Dynamo gives up on a code object after eight compilations and runs it eagerly from then on:
+    without the reset a test could pass or fail by what ran before it.
+    """
+    torch.manual_seed(0)
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives the run a compile cache of its own, and keeps torch's trace out of pytest's log.
+
+    On a hit in the cache that torch shares between processes the partitioner does not run, and
+    code compiled by an earlier version of this project would be tested in place of this one. A
+    cache named in the environment is used all the same, for quick repeats.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        cache = tempfile.TemporaryDirectory(prefix="xconv-fx-tests-")
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache.name
+        config.add_cleanup(cache.cleanup)
+    # Printed for a failed test, the structured trace is hundreds of empty lines.
+    logging.getLogger("torch.__trace").propagate = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips the tests marked `gpu` where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

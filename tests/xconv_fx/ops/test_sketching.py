@@ -1,0 +1,65 @@
+import pytest
+import torch
+from torch.library import opcheck
+
+from xconv_fx.ops import DECOMPOSITIONS, sketching
+
+SEED = torch.tensor(2**61 + 31337)
+ORDERS = {"plain": [0, 1, 2, 3], "last": [0, 2, 3, 1]}
+
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+each_order = pytest.mark.parametrize("order", ORDERS)
+
+
+def data(dtype: torch.dtype, order: str) -> torch.Tensor:
+    x = torch.randn(2, 3, 7, 6).to(dtype)
+    return x.contiguous(memory_format=torch.channels_last) if order == "last" else x
+
+
+@each_order
+def test_mask_operators(order):
+    dims = ORDERS[order]
+    mask = data(torch.float32, order) > 0
+    opcheck(sketching.pack_mask, (mask, dims))
+    opcheck(sketching.unpack_mask, (sketching.pack_mask(mask, dims), list(mask.shape), dims))
+
+
+@each_dtype
+@each_order
+@pytest.mark.parametrize("bits", [8, 4, 2, 1])
+def test_quantize_operators(dtype, order, bits):
+    dims = ORDERS[order]
+    x = data(dtype, order)
+    opcheck(sketching.quantize_op, (x, SEED, bits, 16, dims))
+    codes, ranges = sketching.quantize_op(x, SEED, bits, 16, dims)
+    opcheck(sketching.dequantize, (codes, ranges, list(x.shape), dtype, bits, dims))
+
+
+@each_dtype
+@each_order
+@pytest.mark.parametrize("mode", ["independent", "multichannel", "orthogonal"])
+def test_probe_operators(dtype, order, mode):
+    x = data(dtype, order)
+    opcheck(sketching.probe, (x, SEED, mode, 4, "gaussian"))
+    sketch = sketching.probe(x, SEED, mode, 4, "gaussian")
+    opcheck(sketching.reconstruct, (sketch, SEED, list(x.shape), dtype, mode, "gaussian"))
+
+
+def test_every_sketching_operator_has_a_decomposition():
+    assert {str(op) for op in DECOMPOSITIONS} == {
+        "xconv.pack_mask.default",
+        "xconv.unpack_mask.default",
+        "xconv.quantize.default",
+        "xconv.dequantize.default",
+        "xconv.probe.default",
+        "xconv.reconstruct.default",
+        "xconv.conv_weight_grad.default",
+    }
+
+
+def test_fake_implementations_refuse_what_they_cannot_mean():
+    fake = torch.empty(2, 3, device="meta")
+    with pytest.raises(ValueError, match=r"dim_order \[0, 0\] is no permutation of the 2 dim"):
+        sketching.quantize_op(fake, torch.empty((), device="meta").long(), 2, 16, [0, 0])
+    with pytest.raises(TypeError, match=r"xconv::pack_mask expects a bool mask, got torch.float"):
+        sketching.pack_mask(fake, [0, 1])

@@ -1,0 +1,222 @@
+import math
+
+import pytest
+import torch
+
+from xconv_fx.sketches.randomness import (
+    SEED_BOUND,
+    bits_at,
+    feistel,
+    gaussian,
+    rademacher,
+    random_bits,
+    round_keys,
+    start_rows,
+    uniform,
+    uniform_pair,
+)
+
+SEEDS = [0, 1, 2**32 - 1, 2**32, 0x123456789ABCDEF, SEED_BOUND - 1]
+
+
+def seed_of(value: int) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.int64)
+
+
+def grid(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.arange(rows).unsqueeze(1), torch.arange(columns).unsqueeze(0)
+
+
+def word(halves: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return halves[0].long() * 2**16 + halves[1].long()
+
+
+def bits_of(values: torch.Tensor) -> torch.Tensor:
+    return (values.unsqueeze(-1) >> torch.arange(32)) & 1
+
+
+@pytest.mark.parametrize("value", SEEDS)
+def test_words_are_exactly_uniform_over_the_whitening_bits(value):
+    # Proof in two steps, for the keys of this seed. (1) A round maps (high, low) to
+    # (low ^ F(high), high): for each of the 2**16 values of high the map of low is an XOR by a
+    # constant in [0, 2**16), so the round is a bijection of 2**32 states if F(high) is in range.
+    # Checked here for every high and every key. (2) The counter enters by XOR, also a bijection.
+    every_half = torch.arange(2**16, dtype=torch.int32)
+    zero = torch.zeros(1, dtype=torch.int32)
+    for key in round_keys(seed_of(value)):
+        mixed, passed = feistel(every_half, zero, (key,))
+        assert torch.equal(passed, every_half)
+        assert int(mixed.min()) >= 0
+        assert int(mixed.max()) < 2**16
+        again, _ = feistel(every_half, every_half.flip(0), (key,))
+        assert torch.equal(again, mixed ^ every_half.flip(0))
+
+
+@pytest.mark.parametrize("fixed_half", ["low", "high"])
+def test_no_two_seeds_of_one_slice_give_the_same_word(fixed_half):
+    # Full enumeration of 2**16 whitening words with the other half fixed, through random_bits.
+    half = torch.arange(2**16)
+    whitening = half * 2**16 + 0x1234 if fixed_half == "low" else half + 0x1234 * 2**16
+    seeds = whitening + 0x2BCDEF01 * 2**32
+    keys = round_keys(seed_of(0x2BCDEF01 * 2**32))
+    high = ((seeds >> 16) & 0xFFFF).int() ^ 77
+    low = (seeds & 0xFFFF).int() ^ 5
+    words = word(feistel(high, low, keys))
+    for index in (0, 1, 40000):
+        drawn = word(random_bits(torch.tensor(77), torch.tensor(5), seeds[index]))
+        assert int(drawn) == int(words[index])
+    assert words.unique().numel() == 2**16
+
+
+def test_the_network_undone_by_reversed_keys_gives_the_state_back():
+    keys = round_keys(seed_of(99 * 2**32))
+    high = torch.randint(0, 2**16, (5000,), dtype=torch.int32)
+    low = torch.randint(0, 2**16, (5000,), dtype=torch.int32)
+    forward = feistel(high, low, keys)
+    back = feistel(forward[1], forward[0], tuple(reversed(keys)))
+    assert torch.equal(back[1], high)
+    assert torch.equal(back[0], low)
+
+
+@pytest.mark.parametrize("value", SEEDS)
+def test_no_int32_product_overflows(value):
+    # Reference in int64 on the same counters: equality means that nothing wrapped around.
+    row, column = grid(300, 300)
+    row, column = row * 2**20 + 7, column * 2**29 + 3
+    narrow = random_bits(row, column, seed_of(value), stream=3)
+    state = start_rows(row, seed_of(value), stream=3)
+    wide_keys = tuple(key.long() for key in state.keys)
+    wide_state = state._replace(keys=wide_keys, high=state.high.long())
+    wide = bits_at(wide_state, column)
+    assert torch.equal(narrow[0].long(), wide[0].long())
+    assert torch.equal(narrow[1].long(), wide[1].long())
+    for half in narrow:
+        assert half.dtype == torch.int32
+        assert int(half.min()) >= 0
+        assert int(half.max()) < 2**16
+
+
+def test_static_bounds_change_nothing_but_the_work():
+    row, column = grid(64, 64)
+    wide = random_bits(row, column, seed_of(123))
+    tight = random_bits(row, column, seed_of(123), row_bits=16, column_bits=16)
+    # Words above the bound are zero, and a zero word folds to zero.
+    assert torch.equal(wide[0], tight[0])
+    assert torch.equal(wide[1], tight[1])
+
+
+def neighbours(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    seed = 0x1F2E3D4C5B6A7988 % SEED_BOUND
+    row, column = grid(512, 256)
+    base = word(random_bits(row, column, seed_of(seed)))
+    kind, _, amount = name.partition(" ")
+    step = int(amount)
+    other = {
+        "column": lambda: word(random_bits(row, column + step, seed_of(seed))),
+        "row": lambda: word(random_bits(row + step, column, seed_of(seed))),
+        "seed": lambda: word(random_bits(row, column, seed_of(seed ^ step))),
+        "stream": lambda: word(random_bits(row, column, seed_of(seed), stream=step)),
+        "diagonal": lambda: word(random_bits(row + step, column + step, seed_of(seed))),
+    }[kind]()
+    return base, other
+
+
+NEIGHBOURS = (
+    [f"column {2**i}" for i in range(0, 40, 3)]
+    + [f"row {2**i}" for i in range(0, 40, 3)]
+    + [f"seed {2**i}" for i in range(0, 62, 5)]
+    + ["stream 1", "stream 2", "stream 255", "diagonal 1", "diagonal 65536"]
+)
+
+
+@pytest.mark.parametrize("name", NEIGHBOURS)
+def test_neighbouring_draws_are_uncorrelated(name):
+    # 131,072 pairs; every one of 32 x 32 bit pairs is compared. With no correlation the largest
+    # of 1,024 standard normals exceeds 6 with probability 2e-6, for all cases together 1e-4.
+    base, other = neighbours(name)
+    a = bits_of(base).reshape(-1, 32).float() * 2 - 1
+    b = bits_of(other).reshape(-1, 32).float() * 2 - 1
+    scores = (a.t() @ b).abs() / math.sqrt(a.shape[0])
+    assert float(scores.max()) < 6.0
+
+
+def test_one_flipped_counter_bit_flips_half_of_the_output_bits():
+    # Avalanche over 20,000 seeds; 32 counter bits x 32 output bits, 6 standard errors.
+    generator = torch.Generator().manual_seed(0)
+    seeds = torch.randint(0, SEED_BOUND, (20000,), generator=generator)
+
+    def draw(row: int, column: int) -> torch.Tensor:
+        return word(random_bits(torch.tensor(row), torch.tensor(column), seeds))
+
+    base = draw(5, 7)
+    for bit in range(16):
+        for other in (draw(5 ^ 2**bit, 7), draw(5, 7 ^ 2**bit)):
+            flips = bits_of(base ^ other).double().mean(0)
+            assert float((flips - 0.5).abs().max()) < 6 * 0.5 / math.sqrt(20000)
+
+
+def test_bytes_are_uniform():
+    row, column = grid(1024, 256)
+    words = word(random_bits(row, column, seed_of(2**61 + 17)))
+    for shift in (0, 8, 16, 24):
+        counts = torch.bincount(((words >> shift) & 255).flatten(), minlength=256).double()
+        chi2 = float(((counts - 1024) ** 2 / 1024).sum())
+        # 255 degrees of freedom, standard deviation 22.6: 6 of them.
+        assert abs(chi2 - 255) < 136
+
+
+def test_rows_65536_apart_do_not_repeat_each_other():
+    row, column = grid(64, 256)
+    near = word(random_bits(row, column, seed_of(42))).flatten()
+    far = word(random_bits(row + 2**16, column, seed_of(42))).flatten()
+    # 2**28 pairs of 32-bit words: 2**-4 accidental matches are expected.
+    assert int(torch.isin(near, far).sum()) <= 3
+
+
+def test_uniform_moments_range_and_pairs():
+    row, column = grid(1024, 1024)
+    u = uniform(row, column, seed_of(7))
+    assert u.dtype == torch.float32
+    assert 0 <= float(u.min())
+    assert float(u.max()) < 1
+    assert torch.equal(u * 2**24, (u * 2**24).round())
+    # 2**20 draws: 6 standard errors of the mean and of the second moment.
+    assert abs(float(u.double().mean()) - 1 / 2) < 6 * math.sqrt(1 / 12) / 1024
+    assert abs(float(u.double().square().mean()) - 1 / 3) < 6 * math.sqrt(4 / 45) / 1024
+    first, second = uniform_pair(start_rows(row, seed_of(7)), column)
+    assert torch.equal(first, u)
+    product = (first.double() - 0.5) * (second.double() - 0.5)
+    assert abs(float(product.mean())) < 6 / 12 / 1024
+
+
+def test_rademacher_is_plus_or_minus_one_in_balance():
+    signs = rademacher(*grid(1024, 1024), seed_of(11))
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+    assert abs(float(signs.mean())) < 6 / 1024
+
+
+def test_gaussian_moments():
+    z = gaussian(*grid(1024, 1024), seed_of(13)).double()
+    assert bool(z.isfinite().all())
+    # 2**20 draws, 6 standard errors; Var z = 1, Var z^2 = 2, Var z^3 = 15, Var z^4 = 96.
+    for power, mean, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert abs(float(z.pow(power).mean()) - mean) < 6 * math.sqrt(variance) / 1024
+    rows = (z.sum(1) / 32) ** 2
+    assert abs(float(rows.mean()) - 1) < 6 * math.sqrt(2 / 1024)
+
+
+def test_gaussian_discretisation_error_of_the_variance():
+    # The mean of -2 ln u over the 2**24 midpoints, all of them, in float64; it is twice the
+    # variance, since the squared cosines average to one half exactly.
+    total = 0.0
+    for start in range(0, 2**24, 2**22):
+        k = torch.arange(start, start + 2**22, dtype=torch.float64)
+        total += float(-2.0 * ((k + 0.5) * 2.0**-24).log().sum())
+    assert total * 2.0**-24 / 2 == pytest.approx(1 - math.log(2) / 2 * 2.0**-24, abs=1e-9)
+
+
+def test_the_same_counter_and_seed_give_the_same_draw_whatever_the_grid():
+    row, column = grid(40, 40)
+    whole = uniform(row, column, seed_of(3))
+    part = uniform(row[10:20], column[:, 5:7], seed_of(3))
+    assert torch.equal(whole[10:20, 5:7], part)

@@ -1,0 +1,84 @@
+"""What XConv tells the passes: which backward ops are linear in what, and which codecs fit.
+
+A new op's rule is a declaration in one of the files here: an entry of ``EXPOSURES`` (a
+decomposition of the backward op, numbers kept, that shows the linear use or the mask) and, if
+it brings a new linear op, an entry of ``LINEAR_USES``. Ops with an exposure reach the joint
+graph whole; where the passes fail, torch's own decomposition takes its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from passes import LinearUse, Rules
+from passes.rules import Codec
+from xconv_fx import _torch, ops
+from xconv_fx.options import BITS, PROBINGS, Options
+from xconv_fx.rules import convolution, norms, pointwise, pooling
+from xconv_fx.sketches.codecs import BitMask, Probe, Quantize
+
+DEFAULT_PROBES = 16
+LADDER: tuple[Codec, ...] = tuple(Quantize(bits) for bits in BITS)
+
+EXPOSURES: dict[Any, Callable[..., Any]] = {
+    **convolution.EXPOSURES,
+    **norms.EXPOSURES,
+    **pointwise.EXPOSURES,
+    **pooling.EXPOSURES,
+}
+LINEAR_USES: dict[Any, tuple[LinearUse, ...]] = {
+    **convolution.LINEAR_USES,
+    **norms.LINEAR_USES,
+    **pointwise.LINEAR_USES,
+}
+AUDITED: dict[Any, str] = {torch.ops.xconv.conv_weight_grad.default: "convolution"}
+
+
+def make_rules(options: Options) -> Rules:
+    """Return the rules for these options."""
+    return Rules(
+        linear=_linear_uses(options),
+        exposures=EXPOSURES,
+        lowerings=ops.DECOMPOSITIONS,
+        primitives=_torch.inductor_decompositions(),
+        codecs=candidate_codecs(options),
+        path_codecs=LADDER,
+        mask_codec=BitMask(),
+        audited=AUDITED,
+    )
+
+
+def candidate_codecs(options: Options) -> tuple[Codec, ...]:
+    """Return the sketches for inputs of weight gradients, most exact first."""
+    if options.sketch in PROBINGS:
+        probes = DEFAULT_PROBES if options.probes is None else options.probes
+        return (Probe(options.sketch, probes, options.distribution),)
+    if options.bits is not None:
+        return (Quantize(options.bits),)
+    return (Quantize(),) if options.sketch == "quantize" else LADDER
+
+
+def _linear_uses(options: Options) -> dict[Any, tuple[LinearUse, ...]]:
+    """Return the linear uses; a codec chosen by name is used wherever it is smaller."""
+    if options.sketch == "auto" and options.bits is None:
+        return LINEAR_USES
+    return {
+        op: tuple(use if use.on_path else replace(use, sensitivity=0.0) for use in uses)
+        for op, uses in LINEAR_USES.items()
+    }
+
+
+def tracing_decompositions() -> dict[Any, Callable[..., Any]]:
+    """Return the decompositions for tracing the joint graph: Inductor's, less the exposed ops."""
+    table = _torch.inductor_decompositions()
+    return {op: function for op, function in table.items() if op not in EXPOSURES}
+
+
+def exact_decompositions() -> dict[Any, Callable[..., Any]]:
+    """Return Inductor's decompositions of the exposed ops, for compiling a graph exactly."""
+    table = _torch.inductor_decompositions()
+    return {op: table[op] for op in EXPOSURES if op in table}

@@ -1,0 +1,52 @@
+"""Convolutions: the weight gradient is linear in the input, the others do not read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+import xconv_fx.ops  # noqa: F401  registers torch.ops.xconv
+from passes import LinearUse
+
+aten = torch.ops.aten
+xconv = torch.ops.xconv
+
+
+def expose_convolution_backward(
+    grad_output: torch.Tensor,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias_sizes: Sequence[int] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    output_mask: Sequence[bool],
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """Split a convolution backward into its three gradients (aten schema, torch 2.13).
+
+    The input gradient reads the weight and not the input; the weight gradient is linear in
+    the input; the bias gradient is a sum of the output gradient.
+    """
+    del bias_sizes
+    geometry = (stride, padding, dilation, transposed, output_padding, groups)
+    grad_input = grad_weight = grad_bias = None
+    if output_mask[0]:
+        grad_input = xconv.conv_input_grad(grad_output, weight, list(input.shape), *geometry)
+    if output_mask[1]:
+        grad_weight = xconv.conv_weight_grad(grad_output, input, weight, *geometry)
+    if output_mask[2]:
+        grad_bias = grad_output.sum([0, *range(2, grad_output.dim())])
+    return grad_input, grad_weight, grad_bias
+
+
+EXPOSURES: dict[Any, Callable[..., Any]] = {
+    aten.convolution_backward.default: expose_convolution_backward,
+}
+LINEAR_USES: dict[Any, tuple[LinearUse, ...]] = {
+    xconv.conv_weight_grad.default: (LinearUse(arg=1),),
+}

@@ -1,0 +1,86 @@
+"""Pointwise functions: those whose derivative is a boolean, and those where it is a number.
+
+For the first kind (relu and its kin, dropout) torch's own decompositions show the mask, which
+is packed to one bit, exact. For the second the derivative is formed in the forward, and the
+input gradient is linear in it. The derivative is the backward applied to a gradient of ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import xconv_fx.ops  # noqa: F401  registers torch.ops.xconv
+from passes import LinearUse
+from xconv_fx import _torch
+from xconv_fx.rules.norms import PATH_SENSITIVITY
+
+aten = torch.ops.aten
+xconv = torch.ops.xconv
+
+_MASKED = (
+    aten.threshold_backward.default,
+    aten.leaky_relu_backward.default,
+    aten.hardtanh_backward.default,
+    aten.native_dropout_backward.default,
+)
+_SMOOTH = (
+    aten.gelu_backward.default,
+    aten.silu_backward.default,
+    aten.sigmoid_backward.default,
+    aten.tanh_backward.default,
+    aten.elu_backward.default,
+    aten.hardswish_backward.default,
+    aten.hardsigmoid_backward.default,
+    aten.mish_backward.default,
+    aten.softplus_backward.default,
+)
+
+
+def derivative_exposure(decomposition: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the exposure of a pointwise backward ``f(grad, saved, ...)`` linear in grad.
+
+    Args:
+        decomposition: the backward in plain ops; its second argument is what it saved.
+    """
+
+    def expose(grad_output: Tensor, saved: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        ones = torch.ones_like(_opmath(saved))
+        derivative = decomposition(ones, _opmath(saved), *args, **kwargs)
+        grad: Tensor = xconv.scale_grad(grad_output, derivative)
+        return grad
+
+    return expose
+
+
+def expose_prelu_backward(
+    grad_output: Tensor, input: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rewrite ``aten._prelu_kernel_backward`` (torch 2.13): a mask, and the negative part.
+
+    The input gradient needs the sign only; the weight gradient is linear in ``min(input, 0)``.
+    """
+    positive = input > 0
+    grad_input = torch.where(positive, grad_output, weight * grad_output)
+    negative = torch.where(positive, torch.zeros_like(input), input)
+    return grad_input, xconv.scale_grad(grad_output, negative)
+
+
+def _opmath(x: Tensor) -> Tensor:
+    return x.to(torch.float32) if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+EXPOSURES: dict[Any, Callable[..., Any]] = {
+    **_torch.decompositions_of(_MASKED),
+    **{
+        op: derivative_exposure(decomposition)
+        for op, decomposition in _torch.decompositions_of(_SMOOTH).items()
+    },
+    aten._prelu_kernel_backward.default: expose_prelu_backward,
+}
+LINEAR_USES: dict[Any, tuple[LinearUse, ...]] = {
+    xconv.scale_grad.default: (LinearUse(1, PATH_SENSITIVITY, on_path=True),),
+}
