@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -52,55 +53,66 @@ def decompose(
         The new graph module, linted. Nodes inherit the provenance of the call they replace.
     """
     result = copy_module(module)
+    inserter = Inserter(inner_table)
     for node in list(result.graph.nodes):
         if node.op == "call_function" and node.target in table:
-            _replace_call(node, table[node.target], inner_table)
+            _replace_call(node, table[node.target], inserter)
     result.graph.lint()
     result.recompile()
     return result
 
 
-def insert_call(
-    function: Callable[..., Any],
-    args: Sequence[Any],
-    before: fx.Node,
-    *,
-    provenance: fx.Node,
-    table: DecompositionTable | None = None,
-) -> Any:
-    """Trace ``function`` on the values of ``args`` and splice its graph in before a node.
+@dataclass(frozen=True)
+class Inserter:
+    """Traces functions on fake values and splices their graphs in.
 
-    Args:
-        function: traceable in terms of torch ops; takes tensors or ints for nodes in args.
-        args: positional arguments; fx nodes stand for their ``meta["val"]``.
-        before: the node in front of which the traced calls are inserted.
-        provenance: the node whose source location the new nodes carry.
-        table: decompositions to apply while tracing.
+    A network has many sites of one shape, so traces are remembered by function and by the
+    shapes, strides, dtypes and constants they were made for; with symbolic sizes they are not.
 
-    Returns:
-        The function's result with fx nodes in place of tensors; NotImplemented passes
-        through.
+    Attributes:
+        inner_table: decompositions to apply while tracing.
     """
-    graph = before.graph
-    leaves, spec = pytree.tree_flatten(list(args))
-    nodes = [leaf for leaf in leaves if isinstance(leaf, fx.Node)]
-    traced, out_spec = _trace(function, leaves, spec, nodes, dict(table or {}))
-    if traced is None:
-        return NotImplemented
-    mapping: dict[fx.Node, Any] = dict(
-        zip(traced.graph.find_nodes(op="placeholder"), nodes, strict=True)
-    )
-    results: list[Any] = []
-    with graph.inserting_before(before):
-        for inner in traced.graph.nodes:
-            if inner.op == "output":
-                results = [map_arg(leaf, lambda n: mapping[n]) for leaf in inner.args[0]]
-            elif inner.op == "get_attr":
-                mapping[inner] = _copy_constant(traced, inner, graph)
-            elif inner.op == "call_function":
-                mapping[inner] = graph.node_copy(inner, lambda n: mapping[n])
-                _set_provenance(mapping[inner], provenance)
-    return pytree.tree_unflatten(results, out_spec)
+
+    inner_table: DecompositionTable = field(default_factory=dict)
+    _traces: dict[Any, _Trace | None] = field(default_factory=dict)
+
+    def insert(
+        self,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        before: fx.Node,
+        *,
+        provenance: fx.Node,
+    ) -> Any:
+        """Trace ``function`` on the values of ``args`` and splice its graph in before a node.
+
+        Args:
+            function: hashable, and traceable in terms of torch ops; takes tensors or ints in
+                place of the nodes in args.
+            args: positional arguments; fx nodes stand for their ``meta["val"]``.
+            before: the node in front of which the traced calls are inserted.
+            provenance: the node whose source location the new nodes carry.
+
+        Returns:
+            The function's result with fx nodes in place of tensors; NotImplemented passes
+            through.
+        """
+        leaves, spec = pytree.tree_flatten(list(args))
+        nodes = [leaf for leaf in leaves if isinstance(leaf, fx.Node)]
+        key = _signature(function, leaves, spec)
+        if key is not None and key in self._traces:
+            trace = self._traces[key]
+        else:
+            trace = _trace(function, leaves, spec, nodes, dict(self.inner_table))
+            if key is not None:
+                self._traces[key] = trace
+        return NotImplemented if trace is None else _splice(trace, nodes, before, provenance)
+
+
+@dataclass(frozen=True)
+class _Trace:
+    module: fx.GraphModule
+    out_spec: pytree.TreeSpec
 
 
 def _trace(
@@ -109,7 +121,7 @@ def _trace(
     spec: pytree.TreeSpec,
     nodes: list[fx.Node],
     table: dict[Any, Callable[..., Any]],
-) -> tuple[fx.GraphModule | None, pytree.TreeSpec]:
+) -> _Trace | None:
     out_spec: list[pytree.TreeSpec] = []
 
     def flat_function(*values: Any) -> list[Any]:
@@ -124,23 +136,63 @@ def _trace(
 
     values = [node.meta["val"] for node in nodes]
     with _torch.tracing_over(_torch.fake_mode_of(nodes[0].graph)):
-        traced = make_fx(flat_function, decomposition_table=table)(*values)
-    traced.graph.eliminate_dead_code()
-    return (traced, out_spec[-1]) if out_spec else (None, spec)
+        module = make_fx(flat_function, decomposition_table=table)(*values)
+    module.graph.eliminate_dead_code()
+    return _Trace(module, out_spec[-1]) if out_spec else None
 
 
-def _replace_call(
-    node: fx.Node, function: Callable[..., Any], inner_table: DecompositionTable
-) -> None:
-    names = list(node.kwargs)
-    num_args = len(node.args)
+def _splice(trace: _Trace, nodes: list[fx.Node], before: fx.Node, provenance: fx.Node) -> Any:
+    graph = before.graph
+    mapping: dict[fx.Node, Any] = dict(
+        zip(trace.module.graph.find_nodes(op="placeholder"), nodes, strict=True)
+    )
+    results: list[Any] = []
+    with graph.inserting_before(before):
+        for inner in trace.module.graph.nodes:
+            if inner.op == "output":
+                results = [map_arg(leaf, lambda n: mapping[n]) for leaf in inner.args[0]]
+            elif inner.op == "get_attr":
+                mapping[inner] = _copy_constant(trace.module, inner, graph)
+            elif inner.op == "call_function":
+                mapping[inner] = graph.node_copy(inner, lambda n: mapping[n])
+                _set_provenance(mapping[inner], provenance)
+    return pytree.tree_unflatten(results, trace.out_spec)
 
-    def call(*flat: Any) -> Any:
-        kwargs = dict(zip(names, flat[num_args:], strict=True))
-        return function(*flat[:num_args], **kwargs)
 
+def _signature(function: Callable[..., Any], leaves: list[Any], spec: pytree.TreeSpec) -> Any:
+    """Return a key under which a trace can be used again, or None if there is none."""
+    described: list[Any] = []
+    for leaf in leaves:
+        val = leaf.meta["val"] if isinstance(leaf, fx.Node) else None
+        if isinstance(val, torch.Tensor):
+            geometry = (*val.shape, *val.stride())
+            if not all(isinstance(number, int) for number in geometry):
+                return None
+            described.append((tuple(val.shape), val.stride(), val.dtype, val.device))
+        elif isinstance(leaf, fx.Node) or isinstance(leaf, torch.SymInt):
+            return None
+        else:
+            described.append((type(leaf), leaf))
+    return function, tuple(described), str(spec)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A function with its keyword arguments made positional, hashable by what it does."""
+
+    function: Callable[..., Any]
+    num_args: int
+    names: tuple[str, ...]
+
+    def __call__(self, *flat: Any) -> Any:
+        kwargs = dict(zip(self.names, flat[self.num_args :], strict=True))
+        return self.function(*flat[: self.num_args], **kwargs)
+
+
+def _replace_call(node: fx.Node, function: Callable[..., Any], inserter: Inserter) -> None:
+    call = _Call(function, len(node.args), tuple(node.kwargs))
     args = [*node.args, *node.kwargs.values()]
-    result = insert_call(call, args, node, provenance=node, table=inner_table)
+    result = inserter.insert(call, args, node, provenance=node)
     if result is NotImplemented:
         return
     if isinstance(result, (tuple, list)):

@@ -18,7 +18,7 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from passes import _torch
-from passes.decompose import insert_call
+from passes.decompose import Inserter
 from passes.joint import JointGraph, is_tangent, output_node, tensor_val
 from passes.plan import Action, Decision, Plan
 
@@ -49,12 +49,14 @@ def apply_plan(joint: JointGraph, plan: Plan, *, seed_offset: int = 0) -> JointG
     backward = result.backward_nodes()
     by_name = {node.name: node for node in result.graph.nodes}
     decisions = {by_name[d.node]: d for d in plan.decisions}
-    seeds = _insert_seeds(result, decisions, seed_offset)
+    inserter = Inserter()
+    seeds = _insert_seeds(result, decisions, seed_offset, inserter)
     rewriter = _Rewriter(
         order={node: i for i, node in enumerate(result.graph.nodes)},
         decisions=decisions,
-        parts=_insert_encodes(decisions, seeds),
+        parts=_insert_encodes(decisions, seeds, inserter),
         seeds=seeds,
+        inserter=inserter,
     )
     for node in list(backward):
         if not is_tangent(node):
@@ -72,6 +74,7 @@ class _Rewriter:
     decisions: Mapping[fx.Node, Decision]
     parts: Mapping[fx.Node, tuple[fx.Node, ...]]
     seeds: Mapping[fx.Node, fx.Node]
+    inserter: Inserter
     stand_ins: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
 
@@ -87,7 +90,7 @@ def memory_order(val: torch.Tensor) -> tuple[int, ...]:
 
 
 def _insert_seeds(
-    joint: JointGraph, decisions: Mapping[fx.Node, Decision], offset: int
+    joint: JointGraph, decisions: Mapping[fx.Node, Decision], offset: int, inserter: Inserter
 ) -> dict[fx.Node, fx.Node]:
     """Draw the seeds of all sites; return one 0-dim int64 node for each sketched value."""
     by_device: dict[torch.device, list[fx.Node]] = {}
@@ -102,13 +105,14 @@ def _insert_seeds(
     for device, sites in by_device.items():
         if not sites:
             continue
-        drawn = insert_call(
+        drawn = inserter.insert(
             _draw_seeds, [sites[0], len(sites), device, offset], first, provenance=sites[0]
         )
         _tag_kept(drawn)
         for i, site in enumerate(sites):
-            select = insert_call(torch.select, [drawn, 0, i], first, provenance=site)
-            seeds[site] = select
+            seeds[site] = inserter.insert(torch.select, [drawn, 0, i], first, provenance=site)
+            # One value is to be kept, the seeds; a cut through a lone select weighs as much.
+            seeds[site].meta["recompute"] = _torch.MUST_RECOMPUTE
     return seeds
 
 
@@ -122,7 +126,7 @@ def _draw_seeds(
 
 
 def _insert_encodes(
-    decisions: Mapping[fx.Node, Decision], seeds: Mapping[fx.Node, fx.Node]
+    decisions: Mapping[fx.Node, Decision], seeds: Mapping[fx.Node, fx.Node], inserter: Inserter
 ) -> dict[fx.Node, tuple[fx.Node, ...]]:
     parts: dict[fx.Node, tuple[fx.Node, ...]] = {}
     for node, decision in decisions.items():
@@ -131,10 +135,10 @@ def _insert_encodes(
         if decision.codec is None:
             continue
         val = node.meta["val"]
-        encoded = insert_call(
+        encoded = inserter.insert(
             decision.codec.encode,
             [node, seeds.get(node), memory_order(val)],
-            _after(node),
+            _after(node, seeds.get(node)),
             provenance=node,
         )
         parts[node] = tuple(encoded)
@@ -206,7 +210,7 @@ def _insert_decode(
     sizes = [_size_argument(value, dim) for dim in range(val.dim())]
     order = memory_order(val)
     mark = reader.prev
-    decoded = insert_call(
+    decoded = rewriter.inserter.insert(
         decision.codec.decode,
         [rewriter.parts[value], rewriter.seeds.get(value), sizes, val.dtype, order],
         reader,
@@ -239,9 +243,9 @@ def _insert_clone(value: fx.Node, reader: fx.Node, rewriter: _Rewriter) -> fx.No
     return clone
 
 
-def _after(node: fx.Node) -> fx.Node:
-    """The place right behind ``node`` where its value may be read: past all placeholders."""
-    following = node.next
+def _after(node: fx.Node, seed: fx.Node | None = None) -> fx.Node:
+    """The place right behind ``node``, past all placeholders; for a placeholder, past its seed."""
+    following = seed.next if seed is not None and node.op == "placeholder" else node.next
     while following.op == "placeholder":
         following = following.next
     return following

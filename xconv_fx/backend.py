@@ -101,7 +101,8 @@ class _PartitionFunction:
         try:
             split, report = self._sketched(joint, joint_inputs, kwargs, partition_exact)
         except Exception as error:  # noqa: BLE001  training must not break because of us
-            log.warning("falling back to exact compilation", exc_info=True)
+            log.warning("compiling this graph exactly: %s: %s", type(error).__name__, error)
+            log.debug("the passes failed", exc_info=True)
             split = partition_exact()
             report = audit.make_exact_report(split, f"{type(error).__name__}: {error}")
         audit.publish(report)

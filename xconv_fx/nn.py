@@ -69,7 +69,8 @@ class XConv1d(nn.Conv1d):
 
     def extra_repr(self) -> str:
         """Describe the layer, its sketch included."""
-        return f"{super().extra_repr()}, {_describe(self)}"
+        base: Any = super()  # torch leaves extra_repr without annotations
+        return f"{base.extra_repr()}, {_describe(self)}"
 
 
 class XConv2d(nn.Conv2d):
@@ -112,7 +113,8 @@ class XConv2d(nn.Conv2d):
 
     def extra_repr(self) -> str:
         """Describe the layer, its sketch included."""
-        return f"{super().extra_repr()}, {_describe(self)}"
+        base: Any = super()  # torch leaves extra_repr without annotations
+        return f"{base.extra_repr()}, {_describe(self)}"
 
 
 class XConv3d(nn.Conv3d):
@@ -155,7 +157,8 @@ class XConv3d(nn.Conv3d):
 
     def extra_repr(self) -> str:
         """Describe the layer, its sketch included."""
-        return f"{super().extra_repr()}, {_describe(self)}"
+        base: Any = super()  # torch leaves extra_repr without annotations
+        return f"{base.extra_repr()}, {_describe(self)}"
 
 
 _LAYERS: dict[type[nn.Module], type[nn.Module]] = {
@@ -293,7 +296,9 @@ def _pad(layer: Any, x: Tensor) -> tuple[Tensor, list[int]]:
     return functional.pad(x, flat, mode=mode), [0] * len(sides)
 
 
-def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _autocast(
+    x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Cast as autocast would cast the arguments of a convolution."""
     device = x.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):

@@ -17,7 +17,8 @@ DECOMPOSITIONS: dict[OpOverload, Callable[..., Any]] = {}
 """Operators that lowering replaces by the aten calls of the given function."""
 
 # torch leaves the methods of Library without annotations.
-_LIBRARY: Any = torch.library.Library("xconv", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library_class: Any = torch.library.Library
+_LIBRARY = _library_class("xconv", "FRAGMENT")
 
 
 def define(
@@ -62,11 +63,11 @@ def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(function)
-    def guarded(first: Tensor, *args: Any) -> Any:
+    def guarded(first: Tensor, *args: Any, **kwargs: Any) -> Any:
         device = first.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                return function(first, *args)
-        return function(first, *args)
+                return function(first, *args, **kwargs)
+        return function(first, *args, **kwargs)
 
     return guarded

@@ -18,7 +18,7 @@ from passes import LinearUse, Rules
 from passes.rules import Codec
 from xconv_fx import _torch, ops
 from xconv_fx.options import BITS, PROBINGS, Options
-from xconv_fx.rules import convolution, norms, pointwise, pooling
+from xconv_fx.rules import convolution, norms, pointwise, shape_only
 from xconv_fx.sketches.codecs import BitMask, Probe, Quantize
 
 DEFAULT_PROBES = 16
@@ -28,7 +28,7 @@ EXPOSURES: dict[Any, Callable[..., Any]] = {
     **convolution.EXPOSURES,
     **norms.EXPOSURES,
     **pointwise.EXPOSURES,
-    **pooling.EXPOSURES,
+    **shape_only.EXPOSURES,
 }
 LINEAR_USES: dict[Any, tuple[LinearUse, ...]] = {
     **convolution.LINEAR_USES,

@@ -30,10 +30,16 @@ def expose_convolution_backward(
     """Split a convolution backward into its three gradients (aten schema, torch 2.13).
 
     The input gradient reads the weight and not the input; the weight gradient is linear in
-    the input; the bias gradient is a sum of the output gradient.
+    the input; the bias gradient is a sum of the output gradient. Geometry given by one int
+    for all dims (``padding="valid"`` arrives as ``[0]``) is written out.
     """
     del bias_sizes
-    geometry = (stride, padding, dilation, transposed, output_padding, groups)
+    num_spatial = input.dim() - 2
+    strides, paddings, dilations, output_paddings = (
+        list(ints) * (num_spatial // len(ints))
+        for ints in (stride, padding, dilation, output_padding)
+    )
+    geometry = (strides, paddings, dilations, transposed, output_paddings, groups)
     grad_input = grad_weight = grad_bias = None
     if output_mask[0]:
         grad_input = xconv.conv_input_grad(grad_output, weight, list(input.shape), *geometry)

@@ -52,7 +52,8 @@ class Codec(Protocol):
 
         Args:
             x: the tensor.
-            seed: 0-dim int64 tensor in [0, 2**62), None where ``needs_seed`` is False.
+            seed: 0-dim int64 tensor in [0, 2**62) on the device of ``x``; None where
+                ``needs_seed`` is False.
             dim_order: dimensions of ``x`` from outermost to innermost in memory.
 
         Returns:

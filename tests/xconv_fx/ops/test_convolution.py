@@ -40,10 +40,10 @@ def gradients(name: str, sketch: str, seed: torch.Tensor, probes: int = 4):
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("sketch", SKETCHES)
 def test_all_but_the_weight_gradient_is_exact_and_that_is_unbiased(name, sketch):
-    # 400 seeds; the squared distance of the mean from the exact gradient, over its expectation
-    # (mean square error / 400), is 1 on average. 4 is far beyond chance for >= 32 entries.
+    # 80 seeds; the squared distance of the mean from the exact gradient, over its expectation
+    # (mean square error / 80), is 1 on average. 4 is far beyond chance for >= 32 entries.
     generator = torch.Generator().manual_seed(6)
-    seeds = torch.randint(0, 2**62, (400,), generator=generator)
+    seeds = torch.randint(0, 2**62, (80,), generator=generator)
     errors = []
     for seed in seeds:
         got, exact = gradients(name, sketch, seed)
@@ -53,7 +53,7 @@ def test_all_but_the_weight_gradient_is_exact_and_that_is_unbiased(name, sketch)
     stacked = torch.stack(errors)
     spread = stacked.square().mean(0).sum()
     assert float(spread) > 0
-    assert float(400 * stacked.mean(0).square().sum() / spread) < 4
+    assert float(80 * stacked.mean(0).square().sum() / spread) < 4
 
 
 def test_all_orthogonal_columns_give_the_exact_weight_gradient():

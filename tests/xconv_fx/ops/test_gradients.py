@@ -34,7 +34,16 @@ CASES = {
         [2, 3],
         1,
     ),
-    "transposed 3d": ((2, 3, 3, 4, 2), (3, 2, 2, 3, 2), [2] * 3, [0, 1, 0], [1] * 3, True, [1] * 3, 1),
+    "transposed 3d": (
+        (2, 3, 3, 4, 2),
+        (3, 2, 2, 3, 2),
+        [2] * 3,
+        [0, 1, 0],
+        [1] * 3,
+        True,
+        [1] * 3,
+        1,
+    ),
     "empty batch": ((0, 3, 8, 7), (4, 3, 3, 3), [2, 2], [1, 1], [1, 1], False, [0, 0], 1),
 }
 
@@ -113,9 +122,7 @@ def test_a_gradient_of_nothing_is_zero():
     # oneDNN lets a transposed convolution have no output positions; aten.convolution then
     # refuses that output as an input.
     weight = torch.randn(1, 2, 4)
-    grad = conv_input_grad(
-        torch.empty(2, 2, 0), weight, [2, 1, 3], [1], [3], [1], True, [0], 1
-    )
+    grad = conv_input_grad(torch.empty(2, 2, 0), weight, [2, 1, 3], [1], [3], [1], True, [0], 1)
     assert torch.equal(grad, torch.zeros(2, 1, 3))
 
 
@@ -150,7 +157,9 @@ def test_channels_last_is_told_by_meaningful_strides():
     assert not is_channels_last(x)
     assert is_channels_last(x.contiguous(memory_format=torch.channels_last))
     assert not is_channels_last(x[:, :1].contiguous(memory_format=torch.channels_last))
-    assert not is_channels_last(torch.randn(2, 3, 1, 1).contiguous(memory_format=torch.channels_last))
+    assert not is_channels_last(
+        torch.randn(2, 3, 1, 1).contiguous(memory_format=torch.channels_last)
+    )
     assert not is_channels_last(torch.ones(2, 3, 1, 1).expand(2, 3, 4, 5))
     assert not is_channels_last(torch.randn(2, 3, 4))
     padded = torch.empty_strided((2, 3, 4, 5), (100, 1, 25, 4))

@@ -4,7 +4,9 @@ import torch
 from xconv_fx.sketches.bitmask import pack, unpack
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (1,), (8,), (9,), (3, 5), (2, 3, 4, 5), (1, 2, 3, 4, 5)])
+@pytest.mark.parametrize(
+    "shape", [(), (0,), (1,), (8,), (9,), (3, 5), (2, 3, 4, 5), (1, 2, 3, 4, 5)]
+)
 def test_round_trip_is_exact(shape):
     mask = torch.rand(shape) > 0.5
     order = list(range(mask.dim()))

@@ -177,7 +177,7 @@ def test_uniform_moments_range_and_pairs():
     row, column = grid(1024, 1024)
     u = uniform(row, column, seed_of(7))
     assert u.dtype == torch.float32
-    assert 0 <= float(u.min())
+    assert float(u.min()) >= 0
     assert float(u.max()) < 1
     assert torch.equal(u * 2**24, (u * 2**24).round())
     # 2**20 draws: 6 standard errors of the mean and of the second moment.

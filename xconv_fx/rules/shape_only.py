@@ -1,4 +1,4 @@
-"""Pooling: an average pool's backward reads the shape of its input and not its values."""
+"""Average pools and replication pads: their backward reads the input's shape, not its values."""
 
 from __future__ import annotations
 
@@ -25,5 +25,11 @@ def shape_only_exposure(op: Callable[..., Any]) -> Callable[..., Any]:
 
 EXPOSURES: dict[Any, Callable[..., Any]] = {
     op: shape_only_exposure(op)
-    for op in (aten.avg_pool2d_backward.default, aten.avg_pool3d_backward.default)
+    for op in (
+        aten.avg_pool2d_backward.default,
+        aten.avg_pool3d_backward.default,
+        aten.replication_pad1d_backward.default,
+        aten.replication_pad2d_backward.default,
+        aten.replication_pad3d_backward.default,
+    )
 }
