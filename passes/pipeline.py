@@ -61,7 +61,9 @@ def run(
               and "RECOMPUTE" in n.meta["recompute"].name]
     costs = estimate_costs(exposed, rules, forced)
     plan = make_plan(costs, noise_price)
-    planned = apply_plan(exposed, plan, seed_offset=seed_offset)
+    planned = apply_plan(
+        exposed, plan, expand_seeds=rules.expand_seeds, seed_offset=seed_offset
+    )
     verify_joint(exposed, planned, "sketch")
     verify_planned(planned, "sketch")
     split = partition(planned, joint_inputs, **partitioner_kwargs)

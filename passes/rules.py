@@ -84,6 +84,8 @@ class Rules:
         codecs: candidate sketches of values whose uses are all leaves (weight gradients),
             most exact first; the plan picks one a value.
         path_codecs: candidate sketches of values with a use on the path of the gradient.
+        expand_seeds: turns the drawn seeds, int64 ``(S,)``, into what the codecs take, one
+            row a site; None if they take the seeds themselves.
         mask_codec: exact codec for booleans.
         audited: op to a short label; a linear use of these is reported even when the value
             stays exact (every convolution, say).
@@ -95,5 +97,6 @@ class Rules:
     primitives: Mapping[Any, Callable[..., Any]] = field(default_factory=dict)
     codecs: tuple[Codec, ...] = ()
     path_codecs: tuple[Codec, ...] = ()
+    expand_seeds: Callable[[torch.Tensor], torch.Tensor] | None = None
     mask_codec: Codec | None = None
     audited: Mapping[Any, str] = field(default_factory=dict)

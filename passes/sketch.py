@@ -10,7 +10,7 @@ the partition that follows has nothing left to decide.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -28,7 +28,13 @@ aten = torch.ops.aten
 _SEED_RANGE = 2**62
 
 
-def apply_plan(joint: JointGraph, plan: Plan, *, seed_offset: int = 0) -> JointGraph:
+def apply_plan(
+    joint: JointGraph,
+    plan: Plan,
+    *,
+    expand_seeds: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    seed_offset: int = 0,
+) -> JointGraph:
     """Return a copy of the joint graph in which the plan's decisions are carried out.
 
     One ``aten.randint`` a device draws a seed for each sketched value, at the start of the
@@ -37,6 +43,7 @@ def apply_plan(joint: JointGraph, plan: Plan, *, seed_offset: int = 0) -> JointG
     Args:
         joint: the exposed joint graph that the plan was made for; left untouched.
         plan: the decisions.
+        expand_seeds: see :class:`passes.rules.Rules`.
         seed_offset: added to every seed (modulo 2**62), so that ranks seeded alike still
             draw different probes.
 
@@ -50,7 +57,8 @@ def apply_plan(joint: JointGraph, plan: Plan, *, seed_offset: int = 0) -> JointG
     by_name = {node.name: node for node in result.graph.nodes}
     decisions = {by_name[d.node]: d for d in plan.decisions}
     inserter = Inserter()
-    seeds = _insert_seeds(result, decisions, seed_offset, inserter)
+    draw = _SeedDraw(expand_seeds, seed_offset)
+    seeds = _insert_seeds(result, decisions, draw, inserter)
     rewriter = _Rewriter(
         order={node: i for i, node in enumerate(result.graph.nodes)},
         decisions=decisions,
@@ -66,6 +74,21 @@ def apply_plan(joint: JointGraph, plan: Plan, *, seed_offset: int = 0) -> JointG
     result.graph.lint()
     result.module.recompile()
     return result
+
+
+@dataclass(frozen=True)
+class _SeedDraw:
+    """Draws the seeds of a graph, one row a site."""
+
+    expand: Callable[[torch.Tensor], torch.Tensor] | None
+    offset: int
+
+    def __call__(self, like: torch.Tensor, count: int, device: torch.device) -> torch.Tensor:
+        del like  # only brings the fake mode in
+        seeds = aten.randint.low(0, _SEED_RANGE, [count], dtype=torch.int64, device=device)
+        if self.offset:
+            seeds = (seeds + self.offset) & (_SEED_RANGE - 1)
+        return seeds if self.expand is None else self.expand(seeds)
 
 
 @dataclass(frozen=True)
@@ -90,9 +113,9 @@ def memory_order(val: torch.Tensor) -> tuple[int, ...]:
 
 
 def _insert_seeds(
-    joint: JointGraph, decisions: Mapping[fx.Node, Decision], offset: int, inserter: Inserter
+    joint: JointGraph, decisions: Mapping[fx.Node, Decision], draw: _SeedDraw, inserter: Inserter
 ) -> dict[fx.Node, fx.Node]:
-    """Draw the seeds of all sites; return one 0-dim int64 node for each sketched value."""
+    """Draw the seeds of all sites; return the seed (or its row) of each sketched value."""
     by_device: dict[torch.device, list[fx.Node]] = {}
     for node, decision in decisions.items():
         val = tensor_val(node)
@@ -105,24 +128,13 @@ def _insert_seeds(
     for device, sites in by_device.items():
         if not sites:
             continue
-        drawn = inserter.insert(
-            _draw_seeds, [sites[0], len(sites), device, offset], first, provenance=sites[0]
-        )
+        drawn = inserter.insert(draw, [sites[0], len(sites), device], first, provenance=sites[0])
         _tag_kept(drawn)
         for i, site in enumerate(sites):
             seeds[site] = inserter.insert(torch.select, [drawn, 0, i], first, provenance=site)
             # One value is to be kept, the seeds; a cut through a lone select weighs as much.
             seeds[site].meta["recompute"] = _torch.MUST_RECOMPUTE
     return seeds
-
-
-def _draw_seeds(
-    like: torch.Tensor, count: int, device: torch.device, offset: int
-) -> torch.Tensor:
-    """Draw ``count`` int64 seeds in [0, 2**62); ``like`` only brings the fake mode in."""
-    del like
-    drawn = aten.randint.low(0, _SEED_RANGE, [count], dtype=torch.int64, device=device)
-    return (drawn + offset) & (_SEED_RANGE - 1) if offset else drawn
 
 
 def _insert_encodes(

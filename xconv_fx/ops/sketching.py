@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from xconv_fx.ops.registry import define
-from xconv_fx.sketches import bitmask, probing, quantize
+from xconv_fx.sketches import bitmask, probing, quantize, randomness
 from xconv_fx.sketches.layout import Size, ceil_div, inverse
 
 
@@ -93,6 +93,16 @@ def _probe(x: Tensor, seed: Tensor, mode: str, probes: int, distribution: str) -
     return probing.probe(x, seed, mode, probes, distribution).contiguous()
 
 
+def _fake_key_schedule(seeds: Tensor) -> Tensor:
+    return seeds.new_empty([seeds.shape[0], 8], dtype=torch.int32)
+
+
+key_schedule = define(
+    "key_schedule(Tensor seeds) -> Tensor",
+    randomness.key_schedule,
+    _fake_key_schedule,
+    randomness.key_schedule,
+)
 pack_mask = define(
     "pack_mask(Tensor mask, int[] dim_order) -> Tensor",
     bitmask.pack,

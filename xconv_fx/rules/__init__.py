@@ -47,6 +47,7 @@ def make_rules(options: Options) -> Rules:
         primitives=_torch.inductor_decompositions(),
         codecs=candidate_codecs(options),
         path_codecs=LADDER,
+        expand_seeds=torch.ops.xconv.key_schedule.default,
         mask_codec=BitMask(),
         audited=AUDITED,
     )

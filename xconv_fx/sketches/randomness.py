@@ -41,24 +41,53 @@ _HIGH_ROW_MULTIPLIERS = (0x6D2B, 0x5A35, 0x4F1B, 0x71C9, 0x65A7, 0x5C4D)
 _HIGH_COLUMN_MULTIPLIERS = (0x7A6D, 0x58B5, 0x69D3, 0x4E2F, 0x53C7, 0x76B1)
 
 
-def round_keys(seed: Tensor, stream: int = 0) -> tuple[Tensor, ...]:
-    """Derive the round keys from the upper 30 bits of a seed.
+def key_schedule(seeds: Tensor) -> Tensor:
+    """Derive what every draw needs from its seed, for all the seeds of a graph at once.
 
     Args:
-        seed: 0-dim int64 tensor in [0, 2**62).
-        stream: tells independent draws of one site apart; any non-negative int below 2**30.
+        seeds: int64 tensor ``(S,)`` in [0, 2**62).
+
+    Returns:
+        int32 tensor ``(S, 8)`` in [0, 2**16): six round keys, then the halves that whiten rows
+        and columns.
+    """
+    # Products stay below 2**61: 30-bit material times 31-bit multipliers.
+    material = torch.bitwise_right_shift(seeds, 32) ^ 0x2A5F3C71
+    keys = [
+        (torch.bitwise_right_shift(material * multiplier, 22) & _LOW_16) ^ constant
+        for multiplier, constant in zip(_KEY_MULTIPLIERS, _KEY_CONSTANTS, strict=True)
+    ]
+    whitening = [torch.bitwise_right_shift(seeds, 16) & _LOW_16, seeds & _LOW_16]
+    return torch.stack([*keys, *whitening], 1).to(torch.int32)
+
+
+def schedule_of(seed: Tensor) -> Tensor:
+    """Return the schedule behind a seed: a row of :func:`key_schedule`, or its own.
+
+    Args:
+        seed: 0-dim int64 tensor in [0, 2**62), or int32 tensor ``(8,)`` from a key schedule.
+
+    Returns:
+        int32 tensor ``(8,)``.
+    """
+    return seed if seed.dim() == 1 else key_schedule(seed.view(1))[0]
+
+
+def round_keys(schedule: Tensor, stream: int = 0) -> tuple[Tensor, ...]:
+    """Take the round keys of one stream from a schedule.
+
+    Args:
+        schedule: int32 tensor ``(8,)``.
+        stream: tells independent draws of one site apart; any non-negative int below 2**15.
 
     Returns:
         One 0-dim int32 tensor in [0, 2**16) a round.
     """
-    # Products stay below 2**61: 30-bit material times 31-bit multipliers.
-    material = torch.bitwise_right_shift(seed, 32) ^ ((stream * 0x1E3779B1 + 0x2A5F3C71) & _LOW_30)
-    return tuple(
-        ((torch.bitwise_right_shift(material * multiplier, 22) & _LOW_16) ^ constant).to(
-            torch.int32
-        )
-        for multiplier, constant in zip(_KEY_MULTIPLIERS, _KEY_CONSTANTS, strict=True)
-    )
+    keys = [schedule[i] for i in range(_NUM_ROUNDS)]
+    if stream == 0:
+        return tuple(keys)
+    turns = [(stream * multiplier >> 7) & _LOW_16 for multiplier in _KEY_MULTIPLIERS]
+    return tuple(key ^ turn for key, turn in zip(keys, turns, strict=True))
 
 
 def feistel(high: Tensor, low: Tensor, keys: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -97,19 +126,18 @@ def start_rows(row: Tensor, seed: Tensor, *, stream: int = 0, row_bits: int = 48
 
     Args:
         row: non-negative int32 or int64 tensor below 2**48.
-        seed: 0-dim int64 tensor in [0, 2**62).
-        stream: tells independent draws of one site apart; a non-negative int below 2**30.
+        seed: 0-dim int64 tensor in [0, 2**62), or its row of :func:`key_schedule`.
+        stream: tells independent draws of one site apart; a non-negative int below 2**15.
         row_bits: a static bound: rows are below ``2**row_bits``. At most 16 skips the work for
             the high words.
 
     Returns:
         The state to give to :func:`bits_at`.
     """
-    keys = round_keys(seed, stream)
+    schedule = schedule_of(seed)
+    keys = round_keys(schedule, stream)
     keys = _mix_high_words(keys, row, row_bits, _HIGH_ROW_MULTIPLIERS)
-    whiten_high = (torch.bitwise_right_shift(seed, 16) & _LOW_16).to(torch.int32)
-    whiten_low = (seed & _LOW_16).to(torch.int32)
-    return RowState(keys, _low_word(row, row_bits) ^ whiten_high, whiten_low)
+    return RowState(keys, _low_word(row, row_bits) ^ schedule[_NUM_ROUNDS], schedule[_NUM_ROUNDS + 1])
 
 
 def bits_at(state: RowState, column: Tensor, *, column_bits: int = 48) -> tuple[Tensor, Tensor]:
@@ -155,26 +183,40 @@ def random_bits(
     return bits_at(state, column, column_bits=column_bits)
 
 
-def uniform_pair(
-    state: RowState, column: Tensor, *, column_bits: int = 48
-) -> tuple[Tensor, Tensor]:
-    """Draw two uniforms from one hash for each counter.
+def integer_windows(
+    state: RowState, column: Tensor, *, bits: int, count: int, column_bits: int = 48
+) -> tuple[Tensor, ...]:
+    """Draw up to four integers from one hash for each counter.
 
-    Both read the same 32 bits, high half first and low half first. Each is exactly uniform on
-    the 2**24 multiples of 2**-24, their leading 16 bits are jointly exactly uniform, and only the
-    trailing 8 bits of one repeat the leading bits of the other. For stochastic rounding only the
+    Window q is the leading ``bits`` of the 32-bit word turned left by 8 q. Each is exactly
+    uniform; the leading bytes of the four are jointly exactly uniform, and window q + 1 repeats
+    the trailing bits of window q, a correlation of 2**-8. For stochastic rounding only the
     single distributions matter to the mean.
 
     Args:
         state: from :func:`start_rows`.
         column: see :func:`bits_at`.
+        bits: bits an integer, 17 to 24.
+        count: how many windows, 1 to 4.
         column_bits: see :func:`bits_at`.
 
     Returns:
-        Two float32 tensors in [0, 1) of the broadcast shape.
+        ``count`` int32 tensors in [0, 2**bits) of the broadcast shape.
     """
     high, low = bits_at(state, column, column_bits=column_bits)
-    return _to_unit(high, low), _to_unit(low, high)
+    taken = []
+    for first, second, turned in ((high, low, 0), (high, low, 8), (low, high, 0), (low, high, 8)):
+        if len(taken) == count:
+            break
+        leading = first if turned == 0 else first & 0xFF
+        if turned == 0:
+            taken.append(
+                leading * 2 ** (bits - 16) + torch.bitwise_right_shift(second, 32 - bits)
+            )
+        else:
+            word = leading * 2**16 + second
+            taken.append(word if bits == 24 else torch.bitwise_right_shift(word, 24 - bits))
+    return tuple(taken)
 
 
 def uniform(

@@ -8,12 +8,14 @@ from xconv_fx.sketches.randomness import (
     bits_at,
     feistel,
     gaussian,
+    integer_windows,
+    key_schedule,
     rademacher,
     random_bits,
     round_keys,
+    schedule_of,
     start_rows,
     uniform,
-    uniform_pair,
 )
 
 SEEDS = [0, 1, 2**32 - 1, 2**32, 0x123456789ABCDEF, SEED_BOUND - 1]
@@ -43,7 +45,7 @@ def test_words_are_exactly_uniform_over_the_whitening_bits(value):
     # Checked here for every high and every key. (2) The counter enters by XOR, also a bijection.
     every_half = torch.arange(2**16, dtype=torch.int32)
     zero = torch.zeros(1, dtype=torch.int32)
-    for key in round_keys(seed_of(value)):
+    for key in round_keys(schedule_of(seed_of(value))):
         mixed, passed = feistel(every_half, zero, (key,))
         assert torch.equal(passed, every_half)
         assert int(mixed.min()) >= 0
@@ -58,7 +60,7 @@ def test_no_two_seeds_of_one_slice_give_the_same_word(fixed_half):
     half = torch.arange(2**16)
     whitening = half * 2**16 + 0x1234 if fixed_half == "low" else half + 0x1234 * 2**16
     seeds = whitening + 0x2BCDEF01 * 2**32
-    keys = round_keys(seed_of(0x2BCDEF01 * 2**32))
+    keys = round_keys(schedule_of(seed_of(0x2BCDEF01 * 2**32)))
     high = ((seeds >> 16) & 0xFFFF).int() ^ 77
     low = (seeds & 0xFFFF).int() ^ 5
     words = word(feistel(high, low, keys))
@@ -69,7 +71,7 @@ def test_no_two_seeds_of_one_slice_give_the_same_word(fixed_half):
 
 
 def test_the_network_undone_by_reversed_keys_gives_the_state_back():
-    keys = round_keys(seed_of(99 * 2**32))
+    keys = round_keys(schedule_of(seed_of(99 * 2**32)))
     high = torch.randint(0, 2**16, (5000,), dtype=torch.int32)
     low = torch.randint(0, 2**16, (5000,), dtype=torch.int32)
     forward = feistel(high, low, keys)
@@ -183,10 +185,23 @@ def test_uniform_moments_range_and_pairs():
     # 2**20 draws: 6 standard errors of the mean and of the second moment.
     assert abs(float(u.double().mean()) - 1 / 2) < 6 * math.sqrt(1 / 12) / 1024
     assert abs(float(u.double().square().mean()) - 1 / 3) < 6 * math.sqrt(4 / 45) / 1024
-    first, second = uniform_pair(start_rows(row, seed_of(7)), column)
-    assert torch.equal(first, u)
-    product = (first.double() - 0.5) * (second.double() - 0.5)
-    assert abs(float(product.mean())) < 6 / 12 / 1024
+
+
+@pytest.mark.parametrize("bits", [23, 24])
+def test_windows_of_one_hash_are_turned_bytes(bits):
+    row, column = grid(64, 64)
+    high, low = random_bits(row, column, seed_of(7))
+    word = high.long() * 2**16 + low
+    windows = integer_windows(start_rows(row, seed_of(7)), column, bits=bits, count=4)
+    for i, window in enumerate(windows):
+        turned = (word << 8 * i | word >> (32 - 8 * i)) % 2**32
+        assert torch.equal(window.long(), turned >> (32 - bits))
+
+
+def test_schedule_rows_stand_for_their_seeds():
+    seeds = torch.tensor([5, 2**61 + 12345, 2**62 - 1])
+    for seed, schedule in zip(seeds, key_schedule(seeds), strict=True):
+        assert torch.equal(uniform(*grid(8, 8), seed), uniform(*grid(8, 8), schedule))
 
 
 def test_rademacher_is_plus_or_minus_one_in_balance():
