@@ -79,7 +79,7 @@ class ValueCost:
         linear_users: backward nodes in which it enters linearly.
         codecs: the sketches that fit it.
         unsketchable: why a linear use has no codec; None otherwise.
-        mask_codec: the exact codec of a boolean; None otherwise.
+        packing: the exact codec that keeps it in fewer bits; None otherwise.
         is_input: whether it is an input of the graph.
     """
 
@@ -94,7 +94,7 @@ class ValueCost:
     linear_users: tuple[str, ...]
     codecs: tuple[CodecCost, ...]
     unsketchable: str | None
-    mask_codec: Codec | None
+    packing: Codec | None
     is_input: bool
 
 
@@ -173,7 +173,7 @@ def _value_cost(
     val = tensor_val(node)
     size = None if val is None else tensor_nbytes(val)
     nbytes = 0 if is_free or size is None else size
-    mask_codec = rules.mask_codec if val is not None and val.dtype == torch.bool else None
+    packing = rules.packing(node) if val is not None and rules.packing is not None else None
     codecs, unsketchable = _codec_costs(val, size, linear, rules)
     ban = recompute_ban(node)
     forced = must_recompute and ban != "random op"
@@ -181,7 +181,7 @@ def _value_cost(
         node=node.name,
         inputs=tuple(n.name for n in node.all_input_nodes),
         nbytes=nbytes,
-        keep_nbytes=_keep_nbytes(node, val, nbytes, is_free, mask_codec),
+        keep_nbytes=_keep_nbytes(node, val, nbytes, is_free, packing),
         recompute_cost=None if ban and not forced else _recompute_cost(node, nbytes),
         ban_reason=None if forced else ban,
         must_recompute=forced,
@@ -189,7 +189,7 @@ def _value_cost(
         linear_users=tuple(user.name for user, _ in linear),
         codecs=() if is_free else codecs,
         unsketchable=unsketchable,
-        mask_codec=None if is_free else mask_codec,
+        packing=None if is_free else packing,
         is_input=node.op == "placeholder",
     )
 
@@ -281,13 +281,13 @@ def _keep_nbytes(
     val: torch.Tensor | None,
     nbytes: int,
     is_free: bool,
-    mask_codec: Codec | None,
+    packing: Codec | None,
 ) -> int | None:
     if val is None:
         return 0 if isinstance(node.meta.get("val"), torch.SymInt) else None
-    if is_free or mask_codec is None:
+    if is_free or packing is None:
         return nbytes
-    return mask_codec.nbytes(hinted_shape(val), val.dtype) if nbytes else 0
+    return packing.nbytes(hinted_shape(val), val.dtype) if nbytes else 0
 
 
 def _recompute_cost(node: fx.Node, nbytes: int) -> int:

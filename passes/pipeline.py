@@ -62,7 +62,11 @@ def run(
     costs = estimate_costs(exposed, rules, forced)
     plan = make_plan(costs, noise_price)
     planned = apply_plan(
-        exposed, plan, expand_seeds=rules.expand_seeds, seed_offset=seed_offset
+        exposed,
+        plan,
+        expand_seeds=rules.expand_seeds,
+        seed_offset=seed_offset,
+        channels_last=rules.channels_last,
     )
     verify_joint(exposed, planned, "sketch")
     verify_planned(planned, "sketch")

@@ -154,9 +154,9 @@ def _read_decision(
         return Decision(value.node, Action.RECOMPUTE, None, value.nbytes, 0, 0.0)
     if raw:
         assert value.keep_nbytes is not None, f"{value.node} is kept but cannot be"
-        action = Action.KEEP if value.mask_codec is None else Action.PACK
+        action = Action.KEEP if value.packing is None else Action.PACK
         return Decision(
-            value.node, action, value.mask_codec, value.nbytes, value.keep_nbytes, 0.0
+            value.node, action, value.packing, value.nbytes, value.keep_nbytes, 0.0
         )
     if linear:
         assert codec is not None, f"{value.node} is sketched without a codec"

@@ -11,46 +11,99 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from torch import fx
 
 
 class Codec(Protocol):
-    """A compressed stand-in for a tensor with ``E[decode(encode(x))] = x``."""
+    """One way to keep a tensor: encode it to small tensors, decode them to an unbiased copy."""
 
     @property
     def name(self) -> str:
-        """A short name for reports, such as ``quantize[2b]``."""
+        """Name with options, such as ``quantize[2b]``."""
+        ...
 
     @property
     def exact(self) -> bool:
-        """Whether decode returns the very values that went in (a packed mask does)."""
+        """Whether decoding returns the encoded tensor itself."""
+        ...
 
     @property
     def needs_seed(self) -> bool:
-        """Whether encode draws random numbers."""
+        """Whether encoding or decoding draws random numbers."""
+        ...
 
     def encode(
-        self, x: torch.Tensor, seed: torch.Tensor, dim_order: Sequence[int]
+        self, x: torch.Tensor, seed: torch.Tensor | None, dim_order: Sequence[int]
     ) -> tuple[torch.Tensor, ...]:
-        """Compress ``x``, read with its dims in ``dim_order`` from outermost to innermost."""
+        """Encode a tensor.
+
+        Args:
+            x: the tensor.
+            seed: 0-dim int64 tensor in [0, 2**62) on the device of ``x``; None where
+                ``needs_seed`` is False.
+            dim_order: dimensions of ``x`` from outermost to innermost in memory.
+
+        Returns:
+            The parts to keep.
+        """
+        ...
 
     def decode(
         self,
         parts: Sequence[torch.Tensor],
-        seed: torch.Tensor,
+        seed: torch.Tensor | None,
         size: Sequence[int],
         dtype: torch.dtype,
         dim_order: Sequence[int],
     ) -> torch.Tensor:
-        """Rebuild a tensor of ``size`` and ``dtype`` whose memory order is ``dim_order``."""
+        """Decode the parts that :meth:`encode` returned.
+
+        Args:
+            parts: what ``encode`` returned.
+            seed: the seed that ``encode`` was given.
+            size: shape of the encoded tensor.
+            dtype: dtype of the encoded tensor.
+            dim_order: dimensions from outermost to innermost in the memory of the result.
+
+        Returns:
+            torch.Tensor of that shape and memory order whose expectation is the encoded tensor.
+        """
+        ...
 
     def nbytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
-        """Bytes of all encoded parts together."""
+        """Count the bytes of the encoded parts.
+
+        Args:
+            shape: shape of the tensor, plain ints.
+            dtype: dtype of the tensor.
+
+        Returns:
+            Exact number of bytes of all parts, the seed not included.
+        """
+        ...
 
     def noise(self, shape: Sequence[int]) -> float:
-        """Modelled ``E||x_hat - x||^2 / ||x||^2``."""
+        """Model the relative noise ``E||x_hat - x||^2 / ||x||^2``.
+
+        Args:
+            shape: shape of the tensor, plain ints.
+
+        Returns:
+            The modelled ratio, 0 for an exact codec.
+        """
+        ...
 
     def supports(self, shape: Sequence[int], dtype: torch.dtype) -> str | None:
-        """Return None if the codec takes such a tensor, else the reason in words."""
+        """Say whether a tensor can be kept so.
+
+        Args:
+            shape: shape of the tensor, plain ints.
+            dtype: dtype of the tensor.
+
+        Returns:
+            None if it can, else the reason why not, in words.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -86,7 +139,10 @@ class Rules:
         path_codecs: candidate sketches of values with a use on the path of the gradient.
         expand_seeds: turns the drawn seeds, int64 ``(S,)``, into what the codecs take, one
             row a site; None if they take the seeds themselves.
-        mask_codec: exact codec for booleans.
+        packing: for a forward value (a node), the exact codec that keeps it in fewer bits: of
+            a boolean, or of an integer known to be small; None where there is none.
+        channels_last: whether the inner compiler lays 4-D values out channels-last, whatever
+            their strides in the graph say.
         audited: op to a short label; a linear use of these is reported even when the value
             stays exact (every convolution, say).
     """
@@ -98,5 +154,6 @@ class Rules:
     codecs: tuple[Codec, ...] = ()
     path_codecs: tuple[Codec, ...] = ()
     expand_seeds: Callable[[torch.Tensor], torch.Tensor] | None = None
-    mask_codec: Codec | None = None
+    packing: Callable[[fx.Node], Codec | None] | None = None
+    channels_last: bool = False
     audited: Mapping[Any, str] = field(default_factory=dict)

@@ -34,6 +34,7 @@ def apply_plan(
     *,
     expand_seeds: Callable[[torch.Tensor], torch.Tensor] | None = None,
     seed_offset: int = 0,
+    channels_last: bool = False,
 ) -> JointGraph:
     """Return a copy of the joint graph in which the plan's decisions are carried out.
 
@@ -46,6 +47,7 @@ def apply_plan(
         expand_seeds: see :class:`passes.rules.Rules`.
         seed_offset: added to every seed (modulo 2**62), so that ranks seeded alike still
             draw different probes.
+        channels_last: see :class:`passes.rules.Rules`.
 
     Returns:
         The new joint graph. Its kept values carry ``meta["recompute"] = MUST_SAVE``.
@@ -62,9 +64,10 @@ def apply_plan(
     rewriter = _Rewriter(
         order={node: i for i, node in enumerate(result.graph.nodes)},
         decisions=decisions,
-        parts=_insert_encodes(decisions, seeds, inserter),
+        parts=_insert_encodes(decisions, seeds, inserter, channels_last),
         seeds=seeds,
         inserter=inserter,
+        channels_last=channels_last,
     )
     for node in list(backward):
         if not is_tangent(node):
@@ -98,14 +101,18 @@ class _Rewriter:
     parts: Mapping[fx.Node, tuple[fx.Node, ...]]
     seeds: Mapping[fx.Node, fx.Node]
     inserter: Inserter
+    channels_last: bool
     stand_ins: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
 
-def memory_order(val: torch.Tensor) -> tuple[int, ...]:
+def memory_order(val: torch.Tensor, channels_last: bool = False) -> tuple[int, ...]:
     """Return the dims of ``val`` from outermost to innermost in memory.
 
-    Ties and unknown strides keep the logical order, which is always correct, only slower.
+    Any order is correct; one that is not the memory's is slower. Ties and unknown strides keep
+    the logical order. With ``channels_last`` a 4-D value is taken to be laid out so.
     """
+    if channels_last and val.dim() == 4:
+        return (0, 2, 3, 1)
     strides = [_torch.size_hint(s) for s in val.stride()]
     if any(s is None for s in strides):
         return tuple(range(val.dim()))
@@ -138,7 +145,10 @@ def _insert_seeds(
 
 
 def _insert_encodes(
-    decisions: Mapping[fx.Node, Decision], seeds: Mapping[fx.Node, fx.Node], inserter: Inserter
+    decisions: Mapping[fx.Node, Decision],
+    seeds: Mapping[fx.Node, fx.Node],
+    inserter: Inserter,
+    channels_last: bool,
 ) -> dict[fx.Node, tuple[fx.Node, ...]]:
     parts: dict[fx.Node, tuple[fx.Node, ...]] = {}
     for node, decision in decisions.items():
@@ -149,7 +159,7 @@ def _insert_encodes(
         val = node.meta["val"]
         encoded = inserter.insert(
             decision.codec.encode,
-            [node, seeds.get(node), memory_order(val)],
+            [node, seeds.get(node), memory_order(val, channels_last)],
             _after(node, seeds.get(node)),
             provenance=node,
         )
@@ -220,7 +230,7 @@ def _insert_decode(
     assert decision.codec is not None
     val = value.meta["val"]
     sizes = [_size_argument(value, dim) for dim in range(val.dim())]
-    order = memory_order(val)
+    order = memory_order(val, rewriter.channels_last)
     mark = reader.prev
     decoded = rewriter.inserter.insert(
         decision.codec.decode,

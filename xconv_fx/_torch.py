@@ -21,6 +21,7 @@ from torch._inductor.compile_fx import compile_fx
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
 from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.graph import GraphLowering
 from torch._logging import trace_structured
 
 PartitionFunction = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
@@ -97,6 +98,14 @@ def inductor_decompositions() -> dict[Any, Callable[..., Any]]:
     """Return the decompositions that Inductor expects to have been applied (2.11 to 2.13)."""
     table: dict[Any, Callable[..., Any]] = select_decomp_table()
     return table
+
+
+def inductor_prefers_channels_last(module: fx.GraphModule) -> bool:
+    """Whether Inductor will lay the convolutions of a forward out channels-last (2.11 to 2.13).
+
+    Its decision counts ``aten.convolution`` nodes only, so a joint graph gives the forward's.
+    """
+    return bool(GraphLowering.decide_layout_opt(module, is_inference=False))
 
 
 def decompositions_of(ops: Sequence[Any]) -> dict[Any, Callable[..., Any]]:

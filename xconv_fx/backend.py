@@ -51,8 +51,9 @@ def xconv(
         xconv_fx.errors.OptionError: for an unknown option or a bad value.
     """
     parsed = parse_options(options)
-    partition_function = _PartitionFunction(parsed, _rank())
-    if _inner_compiler(parsed, example_inputs) == "aot_eager":
+    inner = _inner_compiler(parsed, example_inputs)
+    partition_function = _PartitionFunction(parsed, inner, _rank())
+    if inner == "aot_eager":
         return _torch.compile_with_aot_eager(
             module, example_inputs, partition_function, tracing_decompositions()
         )
@@ -80,6 +81,7 @@ class _PartitionFunction:
     """The partition function handed to AOTAutograd: all passes, or the exact fallback."""
 
     options: Options
+    inner: str
     rank: int
 
     @property
@@ -119,7 +121,10 @@ class _PartitionFunction:
         if not has_convolution(joint.graph):
             split = partition_exact()
             return split, audit.make_exact_report(split, "no convolution in this graph")
-        rules = make_rules(self.options)
+        channels_last = self.inner == "inductor" and _torch.inductor_prefers_channels_last(
+            joint.module
+        )
+        rules = make_rules(self.options, channels_last=channels_last)
         outcome = passes.run(
             joint,
             rules,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from xconv_fx.ops.registry import define
-from xconv_fx.sketches import bitmask, probing, quantize, randomness
+from xconv_fx.sketches import bitpack, probing, quantize, randomness
 from xconv_fx.sketches.layout import Size, ceil_div, inverse
 
 
@@ -34,16 +34,20 @@ def empty_in_order(
     return ordered.permute(inverse(dim_order))
 
 
-def _fake_pack_mask(mask: Tensor, dim_order: Sequence[int]) -> Tensor:
-    _check_order(dim_order, mask.dim())
-    if mask.dtype != torch.bool:
-        raise TypeError(f"xconv::pack_mask expects a bool mask, got {mask.dtype}")
-    return mask.new_empty([ceil_div(mask.numel(), 8)], dtype=torch.uint8)
+def _fake_pack(x: Tensor, bits: int, dim_order: Sequence[int]) -> Tensor:
+    _check_order(dim_order, x.dim())
+    if x.dtype.is_floating_point or x.dtype.is_complex:
+        raise TypeError(f"xconv::pack expects booleans or integers, got {x.dtype}")
+    num_groups = ceil_div(x.numel(), bitpack.GROUP_SIZE)
+    return x.new_empty([num_groups, bitpack.GROUP_SIZE * bits // 8], dtype=torch.uint8)
 
 
-def _fake_unpack_mask(packed: Tensor, size: Size, dim_order: Sequence[int]) -> Tensor:
+def _fake_unpack(
+    packed: Tensor, size: Size, dtype: torch.dtype, bits: int, dim_order: Sequence[int]
+) -> Tensor:
+    del bits
     _check_order(dim_order, len(size))
-    return empty_in_order(packed, size, torch.bool, dim_order)
+    return empty_in_order(packed, size, dtype, dim_order)
 
 
 def _fake_quantize(
@@ -103,17 +107,17 @@ key_schedule = define(
     _fake_key_schedule,
     randomness.key_schedule,
 )
-pack_mask = define(
-    "pack_mask(Tensor mask, int[] dim_order) -> Tensor",
-    bitmask.pack,
-    _fake_pack_mask,
-    bitmask.pack,
+pack = define(
+    "pack(Tensor x, int bits, int[] dim_order) -> Tensor",
+    bitpack.pack,
+    _fake_pack,
+    bitpack.pack,
 )
-unpack_mask = define(
-    "unpack_mask(Tensor packed, SymInt[] size, int[] dim_order) -> Tensor",
-    bitmask.unpack,
-    _fake_unpack_mask,
-    bitmask.unpack,
+unpack = define(
+    "unpack(Tensor packed, SymInt[] size, ScalarType dtype, int bits, int[] dim_order) -> Tensor",
+    bitpack.unpack,
+    _fake_unpack,
+    bitpack.unpack,
 )
 quantize_op = define(
     "quantize(Tensor x, Tensor seed, int bits, int group_size, int[] dim_order)"

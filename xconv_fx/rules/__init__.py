@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
+from torch import fx
 
 from passes import LinearUse, Rules
 from passes.rules import Codec
 from xconv_fx import _torch, ops
 from xconv_fx.options import BITS, PROBINGS, Options
-from xconv_fx.rules import convolution, norms, pointwise, shape_only
-from xconv_fx.sketches.codecs import BitMask, Probe, Quantize
+from xconv_fx.rules import convolution, max_pool, norms, pointwise, shape_only
+from xconv_fx.sketches.codecs import Pack, Probe, Quantize
 
 DEFAULT_PROBES = 16
 LADDER: tuple[Codec, ...] = tuple(Quantize(bits) for bits in BITS)
@@ -38,19 +40,35 @@ LINEAR_USES: dict[Any, tuple[LinearUse, ...]] = {
 AUDITED: dict[Any, str] = {torch.ops.xconv.conv_weight_grad.default: "convolution"}
 
 
-def make_rules(options: Options) -> Rules:
-    """Return the rules for these options."""
+def make_rules(options: Options, *, channels_last: bool = False) -> Rules:
+    """Return the rules for these options.
+
+    Args:
+        options: the user's.
+        channels_last: whether the inner compiler lays 4-D values out channels-last.
+    """
+    backward = torch.ops.aten.convolution_backward.default
+    exposed = partial(convolution.expose_convolution_backward, channels_last=channels_last)
     return Rules(
         linear=_linear_uses(options),
-        exposures=EXPOSURES,
+        exposures={**EXPOSURES, backward: exposed},
         lowerings=ops.DECOMPOSITIONS,
         primitives=_torch.inductor_decompositions(),
         codecs=candidate_codecs(options),
         path_codecs=LADDER,
         expand_seeds=torch.ops.xconv.key_schedule.default,
-        mask_codec=BitMask(),
+        packing=packing,
+        channels_last=channels_last,
         audited=AUDITED,
     )
+
+
+def packing(node: fx.Node) -> Codec | None:
+    """Return the exact codec of a boolean or of a max-pool's window offsets."""
+    if node.meta["val"].dtype == torch.bool:
+        return Pack(1)
+    levels = max_pool.num_offsets(node)
+    return next((Pack(bits) for bits in (1, 2, 4) if levels and levels <= 2**bits), None)
 
 
 def candidate_codecs(options: Options) -> tuple[Codec, ...]:

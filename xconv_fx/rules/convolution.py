@@ -26,12 +26,17 @@ def expose_convolution_backward(
     output_padding: Sequence[int],
     groups: int,
     output_mask: Sequence[bool],
+    *,
+    channels_last: bool = False,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """Split a convolution backward into its three gradients (aten schema, torch 2.13).
 
     The input gradient reads the weight and not the input; the weight gradient is linear in
     the input; the bias gradient is a sum of the output gradient. Geometry given by one int
     for all dims (``padding="valid"`` arrives as ``[0]``) is written out.
+
+    With ``channels_last`` the output gradient of a 2-D convolution is laid out so, once for both
+    uses, as the inner compiler does for the forward.
     """
     del bias_sizes
     num_spatial = input.dim() - 2
@@ -40,6 +45,8 @@ def expose_convolution_backward(
         for ints in (stride, padding, dilation, output_padding)
     )
     geometry = (strides, paddings, dilations, transposed, output_paddings, groups)
+    if channels_last and grad_output.dim() == 4:
+        grad_output = grad_output.clone(memory_format=torch.channels_last)
     grad_input = grad_weight = grad_bias = None
     if output_mask[0]:
         grad_input = xconv.conv_input_grad(grad_output, weight, list(input.shape), *geometry)

@@ -11,13 +11,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from passes.rules import Codec
 from xconv_fx.errors import OptionError
 from xconv_fx.ops import sketching
+from xconv_fx.sketches.bitpack import GROUP_SIZE
 from xconv_fx.sketches.layout import Size, inverse
 from xconv_fx.sketches.probing import DISTRIBUTIONS, MODES
 from xconv_fx.sketches.quantize import compute_dtype
@@ -25,98 +26,6 @@ from xconv_fx.sketches.quantize import compute_dtype
 ALLOWED_BITS = (8, 4, 2, 1)
 MAX_GROUP_SIZE = 2**16
 MAX_PROBES = 2**16
-
-
-class Codec(Protocol):
-    """One way to keep a tensor: encode it to small tensors, decode them to an unbiased copy."""
-
-    @property
-    def name(self) -> str:
-        """Name with options, such as ``quantize[2b]``."""
-        ...
-
-    @property
-    def exact(self) -> bool:
-        """Whether decoding returns the encoded tensor itself."""
-        ...
-
-    @property
-    def needs_seed(self) -> bool:
-        """Whether encoding or decoding draws random numbers."""
-        ...
-
-    def encode(
-        self, x: Tensor, seed: Tensor | None, dim_order: Sequence[int]
-    ) -> tuple[Tensor, ...]:
-        """Encode a tensor.
-
-        Args:
-            x: the tensor.
-            seed: 0-dim int64 tensor in [0, 2**62) on the device of ``x``; None where
-                ``needs_seed`` is False.
-            dim_order: dimensions of ``x`` from outermost to innermost in memory.
-
-        Returns:
-            The parts to keep.
-        """
-        ...
-
-    def decode(
-        self,
-        parts: Sequence[Tensor],
-        seed: Tensor | None,
-        size: Size,
-        dtype: torch.dtype,
-        dim_order: Sequence[int],
-    ) -> Tensor:
-        """Decode the parts that :meth:`encode` returned.
-
-        Args:
-            parts: what ``encode`` returned.
-            seed: the seed that ``encode`` was given.
-            size: shape of the encoded tensor.
-            dtype: dtype of the encoded tensor.
-            dim_order: dimensions from outermost to innermost in the memory of the result.
-
-        Returns:
-            Tensor of that shape and memory order whose expectation is the encoded tensor.
-        """
-        ...
-
-    def nbytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
-        """Count the bytes of the encoded parts.
-
-        Args:
-            shape: shape of the tensor, plain ints.
-            dtype: dtype of the tensor.
-
-        Returns:
-            Exact number of bytes of all parts, the seed not included.
-        """
-        ...
-
-    def noise(self, shape: Sequence[int]) -> float:
-        """Model the relative noise ``E||x_hat - x||^2 / ||x||^2``.
-
-        Args:
-            shape: shape of the tensor, plain ints.
-
-        Returns:
-            The modelled ratio, 0 for an exact codec.
-        """
-        ...
-
-    def supports(self, shape: Sequence[int], dtype: torch.dtype) -> str | None:
-        """Say whether a tensor can be kept so.
-
-        Args:
-            shape: shape of the tensor, plain ints.
-            dtype: dtype of the tensor.
-
-        Returns:
-            None if it can, else the reason why not, in words.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -330,13 +239,28 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class BitMask:
-    """A bool tensor at one bit an element (see ``sketches.bitmask``)."""
+class Pack:
+    """Booleans or small integers at ``bits`` bits an element, exactly (``sketches.bitpack``).
+
+    Attributes:
+        bits: 1, 2 or 4; values must be in [0, 2**bits), which the caller knows.
+    """
+
+    bits: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            OptionError: if ``bits`` is not 1, 2 or 4.
+        """
+        if type(self.bits) is not int or self.bits not in (1, 2, 4):
+            raise OptionError("bits", self.bits, "1, 2 or 4")
 
     @property
     def name(self) -> str:
-        """The name ``bitmask``."""
-        return "bitmask"
+        """The name ``bitmask``, or one like ``pack[4b]``."""
+        return "bitmask" if self.bits == 1 else f"pack[{self.bits}b]"
 
     @property
     def exact(self) -> bool:
@@ -353,7 +277,7 @@ class BitMask:
     ) -> tuple[Tensor, ...]:
         """See :meth:`Codec.encode`; the seed may be None."""
         del seed
-        packed: Tensor = sketching.pack_mask(x, list(dim_order))
+        packed: Tensor = sketching.pack(x, self.bits, list(dim_order))
         return (packed,)
 
     def decode(
@@ -366,13 +290,13 @@ class BitMask:
     ) -> Tensor:
         """See :meth:`Codec.decode`; the seed may be None."""
         (packed,) = parts
-        mask: Tensor = sketching.unpack_mask(packed, list(size), list(dim_order))
-        return mask if dtype == torch.bool else mask.to(dtype)
+        x: Tensor = sketching.unpack(packed, list(size), dtype, self.bits, list(dim_order))
+        return x
 
     def nbytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         """See :meth:`Codec.nbytes`."""
         del dtype
-        return -(-math.prod(shape) // 8)
+        return -(-math.prod(shape) // GROUP_SIZE) * (GROUP_SIZE * self.bits // 8)
 
     def noise(self, shape: Sequence[int]) -> float:
         """Return 0: exact."""
@@ -382,7 +306,9 @@ class BitMask:
     def supports(self, shape: Sequence[int], dtype: torch.dtype) -> str | None:
         """See :meth:`Codec.supports`."""
         del shape
-        return None if dtype == torch.bool else f"a bit mask holds torch.bool, not {dtype}"
+        if dtype.is_floating_point or dtype.is_complex:
+            return f"packing holds booleans and small integers, not {dtype}"
+        return None
 
 
 def next_power_of_two(count: int) -> int:

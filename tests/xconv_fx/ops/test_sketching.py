@@ -20,8 +20,9 @@ def data(dtype: torch.dtype, order: str) -> torch.Tensor:
 def test_mask_operators(order):
     dims = ORDERS[order]
     mask = data(torch.float32, order) > 0
-    opcheck(sketching.pack_mask, (mask, dims))
-    opcheck(sketching.unpack_mask, (sketching.pack_mask(mask, dims), list(mask.shape), dims))
+    opcheck(sketching.pack, (mask, 1, dims))
+    packed = sketching.pack(mask, 1, dims)
+    opcheck(sketching.unpack, (packed, list(mask.shape), torch.bool, 1, dims))
 
 
 @each_dtype
@@ -47,8 +48,8 @@ def test_probe_operators(dtype, order, mode):
 
 def test_every_sketching_operator_has_a_decomposition():
     assert {str(op) for op in DECOMPOSITIONS} >= {
-        "xconv.pack_mask.default",
-        "xconv.unpack_mask.default",
+        "xconv.pack.default",
+        "xconv.unpack.default",
         "xconv.quantize.default",
         "xconv.dequantize.default",
         "xconv.probe.default",
@@ -60,5 +61,5 @@ def test_fake_implementations_refuse_what_they_cannot_mean():
     fake = torch.empty(2, 3, device="meta")
     with pytest.raises(ValueError, match=r"dim_order \[0, 0\] is no permutation of the 2 dim"):
         sketching.quantize_op(fake, torch.empty((), device="meta").long(), 2, 16, [0, 0])
-    with pytest.raises(TypeError, match=r"xconv::pack_mask expects a bool mask, got torch.float"):
-        sketching.pack_mask(fake, [0, 1])
+    with pytest.raises(TypeError, match=r"xconv::pack expects booleans or integers, got torch.float"):
+        sketching.pack(fake, 1, [0, 1])

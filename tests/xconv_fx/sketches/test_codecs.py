@@ -8,7 +8,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from xconv_fx.errors import OptionError
 from xconv_fx.ops import DECOMPOSITIONS
-from xconv_fx.sketches.codecs import BitMask, Codec, Probe, Quantize, next_power_of_two
+from passes.rules import Codec
+from xconv_fx.sketches.codecs import Pack, Probe, Quantize, next_power_of_two
 
 PLAIN, LAST = [0, 1, 2, 3], [0, 2, 3, 1]
 SEED = torch.tensor(2**61 + 271828)
@@ -43,15 +44,15 @@ def test_names():
         "orthogonal[r=8]",
         "orthogonal[r=33]",
     ]
-    assert BitMask().name == "bitmask"
+    assert Pack().name == "bitmask"
 
 
 def test_flags():
     for codec in RANDOM_CODECS:
         assert codec.needs_seed
         assert not codec.exact
-    assert BitMask().exact
-    assert not BitMask().needs_seed
+    assert Pack().exact
+    assert not Pack().needs_seed
 
 
 def test_codecs_are_frozen_values():
@@ -80,9 +81,9 @@ def test_round_trip_shape_dtype_order_and_bytes(codec, order, dtype):
 
 def test_bitmask_round_trip():
     mask = (torch.randn(2, 3, 7, 5) > 0).contiguous(memory_format=torch.channels_last)
-    codec = BitMask()
+    codec = Pack()
     parts = codec.encode(mask, None, LAST)
-    assert sum(part.nbytes for part in parts) == codec.nbytes(mask.shape, torch.bool) == 27
+    assert sum(part.nbytes for part in parts) == codec.nbytes(mask.shape, torch.bool) == 32
     back = codec.decode(parts, None, mask.shape, torch.bool, LAST)
     assert torch.equal(back, mask)
     assert back.stride() == mask.stride()
@@ -136,9 +137,10 @@ def test_supports():
     assert Probe("independent", 1).supports((7,), torch.float32) == (
         "probing needs (batch, channels, ...) and got 1 dimensions"
     )
-    assert BitMask().supports(shape, torch.bool) is None
-    assert BitMask().supports(shape, torch.uint8) == (
-        "a bit mask holds torch.bool, not torch.uint8"
+    assert Pack().supports(shape, torch.bool) is None
+    assert Pack(4).supports(shape, torch.int8) is None
+    assert Pack().supports(shape, torch.float16) == (
+        "packing holds booleans and small integers, not torch.float16"
     )
 
 
