@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from torch import fx
+
 from passes import _torch
 from passes.decompose import DecompositionTable, decompose
-from passes.joint import JointGraph
+from passes.joint import JointGraph, output_node
 
 
 def expose(
@@ -24,5 +26,26 @@ def expose(
     exposed = joint.with_module(decompose(joint.module, table, inner_table))
     exposed.graph.eliminate_dead_code()
     exposed.module.graph = _torch.merge_common_subexpressions(exposed.graph)
+    _hoist_forward_values(exposed)
     exposed.module.recompile()
     return exposed
+
+
+def _hoist_forward_values(joint: JointGraph) -> None:
+    """Move forward values that were written down among backward nodes up to their inputs.
+
+    A mask or a normalised input is formed by a backward formula, but the forward may keep it;
+    formed where its inputs are, it lets them go early.
+    """
+    backward = joint.backward_nodes()
+    nodes = [node for node in joint.graph.nodes if node.op not in ("placeholder", "output")]
+    start = next((i for i, node in enumerate(nodes) if node in backward), len(nodes))
+    anchors: dict[fx.Node, int] = {}
+    for i, node in enumerate(nodes):
+        hoisted = i > start and node not in backward
+        inputs = [anchors[n] for n in node.all_input_nodes if n in anchors]
+        anchors[node] = max(inputs, default=-1) if hoisted else i
+    order = sorted(range(len(nodes)), key=lambda i: (anchors[nodes[i]], i))
+    output = output_node(joint.graph)
+    for i in order:
+        output.prepend(nodes[i])

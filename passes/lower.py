@@ -2,25 +2,60 @@
 
 from __future__ import annotations
 
-from passes.decompose import DecompositionTable, decompose
+import torch
+from torch import fx
+
+from passes.decompose import DecompositionTable, Inserter, decompose
+from passes.joint import output_node
 from passes.partition import Partition
 from passes.verify import verify_absent
 
 
 def lower(
-    split: Partition, table: DecompositionTable, inner_table: DecompositionTable
+    split: Partition,
+    table: DecompositionTable,
+    inner_table: DecompositionTable,
+    *,
+    channels_last: bool = False,
 ) -> Partition:
     """Return both graphs with the calls in ``table`` taken apart.
 
     Nothing decomposes after partitioning, so this is the last chance for an op to become
     something the inner compiler can fuse; ``inner_table`` takes apart what the table's
-    functions are made of.
+    functions are made of. With ``channels_last`` see :func:`_copy_convolution_inputs`.
 
     Raises:
         passes.verify.VerifierError: if a call of the table is left.
     """
     forward = decompose(split.forward, table, inner_table)
+    if channels_last:
+        _copy_convolution_inputs(forward)
     backward = decompose(split.backward, table, inner_table)
     for module in (forward, backward):
         verify_absent(module.graph, table.keys(), "lower")
     return Partition(forward, backward, split.num_fwd_outputs)
+
+
+def _copy_convolution_inputs(forward: fx.GraphModule) -> None:
+    """Give a convolution a copy of a graph input that is kept, in the layout it wants.
+
+    Inductor (2.13) lays a kept input of a convolution out channels-last in place: the copy is
+    returned for the backward, and every weight is held twice until then. It has to make the copy
+    in any case; made here, it is gone after the convolution. It reads the input through
+    ``as_strided``, which Inductor takes as a sign to leave the input's own layout alone.
+    """
+    kept = {n for n in output_node(forward.graph).all_input_nodes if n.op == "placeholder"}
+    for node in forward.graph.find_nodes(
+        op="call_function", target=torch.ops.aten.convolution.default
+    ):
+        for value in node.args[:2]:
+            if value in kept and value.meta["val"].dim() == 4:
+                copied = Inserter().insert(_to_channels_last, [value], node, provenance=node)
+                node.replace_input_with(value, copied)
+    forward.graph.lint()
+    forward.recompile()
+
+
+def _to_channels_last(x: torch.Tensor) -> torch.Tensor:
+    as_it_is = torch.as_strided(x, x.shape, x.stride(), 0)
+    return as_it_is.clone(memory_format=torch.channels_last)

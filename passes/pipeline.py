@@ -72,4 +72,7 @@ def run(
     verify_planned(planned, "sketch")
     split = partition(planned, joint_inputs, **partitioner_kwargs)
     verify_partition(planned, split)
-    return Outcome(exposed, costs, plan, lower(split, rules.lowerings, rules.primitives))
+    lowered = lower(
+        split, rules.lowerings, rules.primitives, channels_last=rules.channels_last
+    )
+    return Outcome(exposed, costs, plan, lowered)
