@@ -169,7 +169,7 @@ def _signature(function: Callable[..., Any], leaves: list[Any], spec: pytree.Tre
             if not all(isinstance(number, int) for number in geometry):
                 return None
             described.append((tuple(val.shape), val.stride(), val.dtype, val.device))
-        elif isinstance(leaf, fx.Node) or isinstance(leaf, torch.SymInt):
+        elif isinstance(leaf, (fx.Node, torch.SymInt)):
             return None
         else:
             described.append((type(leaf), leaf))
@@ -198,7 +198,9 @@ def _replace_call(node: fx.Node, function: Callable[..., Any], inserter: Inserte
     if isinstance(result, (tuple, list)):
         for user in list(node.users):
             assert user.target is operator.getitem, f"{node} yields a tuple, {user} reads it whole"
-            user.replace_all_uses_with(result[user.args[1]])
+            index = user.args[1]
+            assert isinstance(index, int), f"{user} takes item {index}"
+            user.replace_all_uses_with(result[index])
             node.graph.erase_node(user)
     else:
         node.replace_all_uses_with(result)
@@ -220,7 +222,7 @@ def _copy_constant(traced: fx.GraphModule, inner: fx.Node, graph: fx.Graph) -> f
 
 
 def _set_provenance(node: fx.Node, source: fx.Node) -> None:
-    for field in _PROVENANCE:
-        node.meta.pop(field, None)
-        if field in source.meta:
-            node.meta[field] = source.meta[field]
+    for name in _PROVENANCE:
+        node.meta.pop(name, None)
+        if name in source.meta:
+            node.meta[name] = source.meta[name]

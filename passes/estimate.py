@@ -145,7 +145,11 @@ def recompute_ban(node: fx.Node) -> str | None:
         return "op with side effects"
     if target.namespace not in ("aten", "prims"):
         return f"op of namespace {target.namespace}"
-    if torch.Tag.pointwise in target.tags or str(target.overloadpacket) in _CHEAP_OPS or is_view(target):
+    if (
+        torch.Tag.pointwise in target.tags
+        or str(target.overloadpacket) in _CHEAP_OPS
+        or is_view(target)
+    ):
         return None
     return None if isinstance(node.meta.get("val"), _SYMBOLIC) else "costly op"
 

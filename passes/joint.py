@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
 from passes import _torch
 
@@ -103,7 +103,8 @@ def is_tangent(node: fx.Node) -> bool:
 
 def output_node(graph: fx.Graph) -> fx.Node:
     """Return the graph's only output node."""
-    return next(iter(graph.find_nodes(op="output")))
+    output: fx.Node = next(iter(graph.find_nodes(op="output")))
+    return output
 
 
 def copy_module(module: fx.GraphModule) -> fx.GraphModule:
@@ -142,9 +143,8 @@ def replace_input_in(users: Iterable[fx.Node], old: fx.Node, new: fx.Node) -> No
 
 def argument_nodes(argument: Any) -> list[fx.Node]:
     """Return the nodes inside one argument of a call (itself, or those of a list)."""
-    found: list[fx.Node] = []
-    map_arg(argument, lambda n: found.append(n) or n)
-    return found
+    leaves = pytree.tree_leaves(argument)
+    return [leaf for leaf in leaves if isinstance(leaf, fx.Node)]
 
 
 def _flat(outputs: Any) -> list[Any]:

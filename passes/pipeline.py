@@ -57,8 +57,11 @@ def run(
     """
     exposed = expose(joint, rules.exposures, rules.primitives)
     verify_joint(joint, exposed, "expose")
-    forced = [n.name for n in exposed.graph.nodes if n.meta.get("recompute") is not None
-              and "RECOMPUTE" in n.meta["recompute"].name]
+    forced = [
+        n.name
+        for n in exposed.graph.nodes
+        if n.meta.get("recompute") is not None and "RECOMPUTE" in n.meta["recompute"].name
+    ]
     costs = estimate_costs(exposed, rules, forced)
     plan = make_plan(costs, noise_price)
     planned = apply_plan(
@@ -72,7 +75,5 @@ def run(
     verify_planned(planned, "sketch")
     split = partition(planned, joint_inputs, **partitioner_kwargs)
     verify_partition(planned, split)
-    lowered = lower(
-        split, rules.lowerings, rules.primitives, channels_last=rules.channels_last
-    )
+    lowered = lower(split, rules.lowerings, rules.primitives, channels_last=rules.channels_last)
     return Outcome(exposed, costs, plan, lowered)

@@ -118,9 +118,7 @@ def _cheapest(value: ValueCost, noise_price: float) -> CodecCost | None:
     return best if price < value.keep_nbytes else None
 
 
-def _network(
-    costs: CostTable, chosen: list[CodecCost | None], noise_price: float
-) -> list[Edge]:
+def _network(costs: CostTable, chosen: list[CodecCost | None], noise_price: float) -> list[Edge]:
     index = {value.node: i for i, value in enumerate(costs.values)}
     edges: list[Edge] = []
     for i, value in enumerate(costs.values):
@@ -155,9 +153,7 @@ def _read_decision(
     if raw:
         assert value.keep_nbytes is not None, f"{value.node} is kept but cannot be"
         action = Action.KEEP if value.packing is None else Action.PACK
-        return Decision(
-            value.node, action, value.packing, value.nbytes, value.keep_nbytes, 0.0
-        )
+        return Decision(value.node, action, value.packing, value.nbytes, value.keep_nbytes, 0.0)
     if linear:
         assert codec is not None, f"{value.node} is sketched without a codec"
         return Decision(

@@ -169,9 +169,7 @@ def _insert_encodes(
     return parts
 
 
-def _read_stand_ins(
-    reader: fx.Node, backward: dict[fx.Node, None], rewriter: _Rewriter
-) -> None:
+def _read_stand_ins(reader: fx.Node, backward: dict[fx.Node, None], rewriter: _Rewriter) -> None:
     """Make a backward node read kept, decoded or recomputed values."""
     for value in reader.all_input_nodes:
         if value not in backward:
@@ -276,5 +274,3 @@ def _after(node: fx.Node, seed: fx.Node | None = None) -> fx.Node:
 def _tag_kept(node: fx.Node) -> None:
     if tensor_val(node) is not None:
         node.meta["recompute"] = _torch.MUST_SAVE
-
-

@@ -38,8 +38,11 @@ def verify_joint(before: JointGraph, after: JointGraph, pass_name: str) -> None:
         f"number of outputs: expected {len(before.outputs)}, got {len(after.outputs)}",
     )
     for i, (old, new) in enumerate(outputs):
-        _require(_type_of(old) == _type_of(new), pass_name,
-                 f"output {i} ({old}): expected {_type_of(old)}, got {_type_of(new)}")
+        _require(
+            _type_of(old) == _type_of(new),
+            pass_name,
+            f"output {i} ({old}): expected {_type_of(old)}, got {_type_of(new)}",
+        )
 
 
 def verify_planned(joint: JointGraph, pass_name: str) -> None:
@@ -70,8 +73,11 @@ def verify_partition(joint: JointGraph, split: Partition) -> None:
     outputs = output_node(split.forward.graph).args[0]
     assert isinstance(outputs, (list, tuple))
     for i, old in enumerate(joint.outputs[: joint.num_fwd_outputs]):
-        _require(_type_of(old) == _type_of(outputs[i]), name,
-                 f"forward output {i}: expected {_type_of(old)}, got {_type_of(outputs[i])}")
+        _require(
+            _type_of(old) == _type_of(outputs[i]),
+            name,
+            f"forward output {i}: expected {_type_of(old)}, got {_type_of(outputs[i])}",
+        )
 
 
 def verify_absent(graph: fx.Graph, targets: Collection[object], pass_name: str) -> None:

@@ -22,7 +22,7 @@ from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.graph import GraphLowering
-from torch._logging import trace_structured
+from torch._logging._internal import trace_structured
 
 PartitionFunction = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
 

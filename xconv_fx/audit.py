@@ -159,9 +159,7 @@ def publish(report: Report) -> None:
         log.debug("\n%s", report)
 
 
-def make_report(
-    outcome: Outcome, rules: Rules, partition_exact: Callable[[], Partition]
-) -> Report:
+def make_report(outcome: Outcome, rules: Rules, partition_exact: Callable[[], Partition]) -> Report:
     """Describe what the passes did to one joint graph.
 
     Args:

@@ -13,7 +13,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -54,11 +54,12 @@ def xconv(
     inner = _inner_compiler(parsed, example_inputs)
     partition_function = _PartitionFunction(parsed, inner, _rank())
     if inner == "aot_eager":
-        return _torch.compile_with_aot_eager(
+        compiled = _torch.compile_with_aot_eager(
             module, example_inputs, partition_function, tracing_decompositions()
         )
+        return cast(Callable[..., Any], compiled)
     settings = {**_torch.mode_settings(mode), **parsed.inductor, **(config_patches or {})}
-    return _torch.compile_with_inductor(
+    compiled = _torch.compile_with_inductor(
         module,
         example_inputs,
         partition_function,
@@ -66,6 +67,7 @@ def xconv(
         tracing_decompositions(),
         settings,
     )
+    return cast(Callable[..., Any], compiled)
 
 
 def reset() -> None:

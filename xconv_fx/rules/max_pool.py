@@ -24,8 +24,12 @@ def num_offsets(node: fx.Node) -> int | None:
     if node.target is not operator.getitem or node.args[1] != 1:
         return None
     pool = node.args[0]
-    if not isinstance(pool, fx.Node) or str(getattr(pool.target, "overloadpacket", "")) != _WITH_OFFSETS:
+    if (
+        not isinstance(pool, fx.Node)
+        or str(getattr(pool.target, "overloadpacket", "")) != _WITH_OFFSETS
+    ):
         return None
     window = pool.args[1]
     assert isinstance(window, (list, tuple)), f"{pool}: window {window}"
-    return math.prod(int(size) for size in window)  # type: ignore[arg-type]
+    sizes = [size for size in window if isinstance(size, int)]
+    return math.prod(sizes) if len(sizes) == len(window) else None

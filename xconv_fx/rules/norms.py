@@ -110,9 +110,9 @@ def expose_group_norm_backward(
     grad_normalized = grad_output if weight is None else grad_output * weight.reshape(channel)
     grad_input = None
     if output_mask[0]:
-        grad_input = xconv.norm_input_grad(
-            grad_normalized, normalized, rstd, stat_size, [2]
-        ).to(input.dtype)
+        grad_input = xconv.norm_input_grad(grad_normalized, normalized, rstd, stat_size, [2]).to(
+            input.dtype
+        )
     return grad_input, *_affine_grads(grad_output, normalized, weight, dims, output_mask)
 
 
@@ -164,7 +164,7 @@ def _affine_grads(
     if output_mask[1]:
         grad_weight = xconv.norm_weight_grad(grad_output, normalized, dims).to(dtype)
     if output_mask[2]:
-        grad_bias = (_opmath(grad_output).sum(dims) if dims else grad_output).to(dtype)
+        grad_bias = (_opmath(grad_output).sum(list(dims)) if dims else grad_output).to(dtype)
     return grad_weight, grad_bias
 
 

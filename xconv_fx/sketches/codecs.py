@@ -15,7 +15,6 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from passes.rules import Codec
 from xconv_fx.errors import OptionError
 from xconv_fx.ops import sketching
 from xconv_fx.sketches.bitpack import GROUP_SIZE

@@ -137,7 +137,9 @@ def start_rows(row: Tensor, seed: Tensor, *, stream: int = 0, row_bits: int = 48
     schedule = schedule_of(seed)
     keys = round_keys(schedule, stream)
     keys = _mix_high_words(keys, row, row_bits, _HIGH_ROW_MULTIPLIERS)
-    return RowState(keys, _low_word(row, row_bits) ^ schedule[_NUM_ROUNDS], schedule[_NUM_ROUNDS + 1])
+    return RowState(
+        keys, _low_word(row, row_bits) ^ schedule[_NUM_ROUNDS], schedule[_NUM_ROUNDS + 1]
+    )
 
 
 def bits_at(state: RowState, column: Tensor, *, column_bits: int = 48) -> tuple[Tensor, Tensor]:
@@ -204,15 +206,13 @@ def integer_windows(
         ``count`` int32 tensors in [0, 2**bits) of the broadcast shape.
     """
     high, low = bits_at(state, column, column_bits=column_bits)
-    taken = []
+    taken: list[Tensor] = []
     for first, second, turned in ((high, low, 0), (high, low, 8), (low, high, 0), (low, high, 8)):
         if len(taken) == count:
             break
         leading = first if turned == 0 else first & 0xFF
         if turned == 0:
-            taken.append(
-                leading * 2 ** (bits - 16) + torch.bitwise_right_shift(second, 32 - bits)
-            )
+            taken.append(leading * 2 ** (bits - 16) + torch.bitwise_right_shift(second, 32 - bits))
         else:
             word = leading * 2**16 + second
             taken.append(word if bits == 24 else torch.bitwise_right_shift(word, 24 - bits))
