@@ -229,7 +229,7 @@ def _codec_costs(
         return (), "its size is unknown at compile time"
     if _in_sequence([user for user, _ in linear]):
         return (), "one of its uses feeds another, and the product of their noise is no zero"
-    on_path = any(use.on_path for _, use in linear)
+    on_path = any(_is_on_path(user, use) for user, use in linear)
     codecs = rules.path_codecs if on_path else rules.codecs
     shape = hinted_shape(val)
     reasons = [codec.supports(shape, val.dtype) for codec in codecs]
@@ -245,6 +245,25 @@ def _codec_costs(
         least = min(c.nbytes for c in priced)
         return (), f"a sketch of {least} bytes is no smaller than the value's {size} bytes"
     return smaller, None
+
+
+def _is_on_path(user: fx.Node, use: LinearUse) -> bool:
+    """Whether noise in this use reaches gradients upstream, and not one output alone."""
+    if use.on_path is not None:
+        return use.on_path
+    queue, seen = [user], {user}
+    while queue:
+        node = queue.pop()
+        moved = is_view(node.target) if isinstance(node.target, torch._ops.OpOverload) else False
+        if node is not user and node.op != "output" and not moved and not _is_cast(node):
+            return True
+        queue.extend(follower for follower in node.users if follower not in seen)
+        seen.update(node.users)
+    return False
+
+
+def _is_cast(node: fx.Node) -> bool:
+    return str(node.target).startswith(("prims.convert_element_type", "aten._to_copy"))
 
 
 def _in_sequence(users: list[fx.Node]) -> bool:

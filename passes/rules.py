@@ -115,12 +115,13 @@ class LinearUse:
         sensitivity: how much a unit of relative noise in the argument counts (1.0 for a
             weight gradient, where the noise stays; more where it travels upstream).
         on_path: whether the result is part of the gradient that flows on upstream, so that
-            noise in the argument reaches every gradient there.
+            noise in the argument reaches every gradient there. None where the op alone does
+            not tell: then it is on the path unless its result only becomes an output.
     """
 
     arg: int
     sensitivity: float = 1.0
-    on_path: bool = False
+    on_path: bool | None = False
 
 
 @dataclass(frozen=True)

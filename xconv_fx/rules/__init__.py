@@ -20,7 +20,7 @@ from passes import LinearUse, Rules
 from passes.rules import Codec
 from xconv_fx import _torch, ops
 from xconv_fx.options import BITS, PROBINGS, Options
-from xconv_fx.rules import convolution, max_pool, norms, pointwise, shape_only
+from xconv_fx.rules import convolution, linear, max_pool, norms, pointwise, shape_only
 from xconv_fx.sketches.codecs import Pack, Probe, Quantize
 
 DEFAULT_PROBES = 16
@@ -34,6 +34,7 @@ EXPOSURES: dict[Any, Callable[..., Any]] = {
 }
 LINEAR_USES: dict[Any, tuple[LinearUse, ...]] = {
     **convolution.LINEAR_USES,
+    **linear.LINEAR_USES,
     **norms.LINEAR_USES,
     **pointwise.LINEAR_USES,
 }
