@@ -20,6 +20,11 @@ MUST_SAVE = CheckpointPolicy.MUST_SAVE
 MUST_RECOMPUTE = CheckpointPolicy.MUST_RECOMPUTE
 
 
+def asks_to_recompute(node: fx.Node) -> bool:
+    """Whether the user's checkpoint region asks for this node to be recomputed (2.11 to 2.13)."""
+    return node.meta.get("recompute") in (MUST_RECOMPUTE, CheckpointPolicy.PREFER_RECOMPUTE)
+
+
 def merge_common_subexpressions(graph: fx.Graph) -> fx.Graph:
     """Return a copy of ``graph`` with equal pure calls merged.
 

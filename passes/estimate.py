@@ -180,7 +180,7 @@ def _value_cost(
     packing = rules.packing(node) if val is not None and rules.packing is not None else None
     codecs, unsketchable = _codec_costs(val, size, linear, rules)
     ban = recompute_ban(node)
-    forced = must_recompute and ban != "random op"
+    forced = must_recompute and recompute_ban(_source_of_item(node)) != "random op"
     return ValueCost(
         node=node.name,
         inputs=tuple(n.name for n in node.all_input_nodes),
@@ -311,6 +311,15 @@ def _keep_nbytes(
     if is_free or packing is None:
         return nbytes
     return packing.nbytes(hinted_shape(val), val.dtype) if nbytes else 0
+
+
+def _source_of_item(node: fx.Node) -> fx.Node:
+    """The call that a chain of items was taken from; the node itself where it is none."""
+    while node.target is operator.getitem:
+        source = node.args[0]
+        assert isinstance(source, fx.Node), f"{node} takes an item of {source}"
+        node = source
+    return node
 
 
 def _recompute_cost(node: fx.Node, nbytes: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from passes import _torch
 from passes.estimate import CostTable, estimate_costs
 from passes.expose import expose
 from passes.joint import JointGraph
@@ -57,11 +58,7 @@ def run(
     """
     exposed = expose(joint, rules.exposures, rules.primitives)
     verify_joint(joint, exposed, "expose")
-    forced = [
-        n.name
-        for n in exposed.graph.nodes
-        if n.meta.get("recompute") is not None and "RECOMPUTE" in n.meta["recompute"].name
-    ]
+    forced = [n.name for n in exposed.graph.nodes if _torch.asks_to_recompute(n)]
     costs = estimate_costs(exposed, rules, forced)
     plan = make_plan(costs, noise_price)
     planned = apply_plan(

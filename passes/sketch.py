@@ -59,7 +59,7 @@ def apply_plan(
     by_name = {node.name: node for node in result.graph.nodes}
     decisions = {by_name[d.node]: d for d in plan.decisions}
     inserter = Inserter()
-    draw = _SeedDraw(expand_seeds, seed_offset)
+    draw = _SeedDraw(expand_seeds, seed_offset % _SEED_RANGE)
     seeds = _insert_seeds(result, decisions, draw, inserter)
     rewriter = _Rewriter(
         order={node: i for i, node in enumerate(result.graph.nodes)},
