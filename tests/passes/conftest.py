@@ -7,8 +7,11 @@ by ``# save`` or ``# recompute`` where the node carries that tag.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +20,11 @@ import torch
 from functorch.compile import aot_function, default_partition
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
 from torch.utils.checkpoint import CheckpointPolicy
 
 from passes import JointGraph, LinearUse, Rules
@@ -24,12 +32,15 @@ from passes import JointGraph, LinearUse, Rules
 aten = torch.ops.aten
 
 _DTYPES = {
+    torch.float16: "f16",
     torch.float32: "f32",
     torch.float64: "f64",
     torch.int64: "i64",
     torch.uint8: "u8",
     torch.bool: "b8",
 }
+# Where a factory op puts its result: no part of what the tests are about.
+_NOT_SHOWN = ("device", "layout", "pin_memory")
 _TAGS = {
     CheckpointPolicy.MUST_SAVE: "  # save",
     CheckpointPolicy.MUST_RECOMPUTE: "  # recompute",
@@ -37,8 +48,10 @@ _TAGS = {
 
 
 def graph_text(graph: fx.Graph) -> str:
-    """One line a node, in graph order."""
-    return "\n".join(_line(node) for node in graph.nodes)
+    """One line a node, in graph order; symbols are numbered as they appear."""
+    text = "\n".join(_line(node) for node in graph.nodes)
+    symbols = list(dict.fromkeys(re.findall(r"\bs\d+\b", text)))
+    return re.sub(r"\bs\d+\b", lambda match: f"s{symbols.index(match.group())}", text)
 
 
 def _line(node: fx.Node) -> str:
@@ -48,7 +61,9 @@ def _line(node: fx.Node) -> str:
     if node.op == "placeholder":
         return name
     arguments = [_value(arg) for arg in node.args]
-    arguments += [f"{key}={_value(arg)}" for key, arg in node.kwargs.items()]
+    arguments += [
+        f"{key}={_value(arg)}" for key, arg in node.kwargs.items() if key not in _NOT_SHOWN
+    ]
     target = node.target if isinstance(node.target, str) else str(node.target)
     if callable(node.target) and not isinstance(node.target, torch._ops.OpOverload):
         target = node.target.__name__
@@ -61,13 +76,14 @@ def _value(argument: Any) -> str:
         return f"%{argument.name}"
     if isinstance(argument, (list, tuple)):
         return f"[{', '.join(map(_value, argument))}]"
-    return str(argument)
+    if argument == sys.maxsize:
+        return "max"
+    return _DTYPES.get(argument, str(argument))
 
 
 def _type(val: Any) -> str:
     if isinstance(val, torch.Tensor):
-        dtype = _DTYPES.get(val.dtype, str(val.dtype))
-        return f": {dtype}[{','.join(map(str, val.shape))}]"
+        return f": {_DTYPES[val.dtype]}[{','.join(map(str, val.shape))}]"
     if isinstance(val, (tuple, list)):
         return ": tuple"
     return "" if val is None else f": {type(val).__name__}"
@@ -116,7 +132,7 @@ class Coin:
 
 @dataclasses.dataclass(frozen=True)
 class Half:
-    """Keeps half precision: no seed, and an error that is only small, not random."""
+    """Keeps half precision: no seed, and exact where the values need no more bits."""
 
     needs_seed: bool = False
     exact: bool = False
@@ -146,6 +162,28 @@ class Half:
     def supports(self, shape: Sequence[int], dtype: torch.dtype) -> str | None:
         del shape
         return None if dtype == torch.float32 else f"half holds float32, not {dtype}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Signed(Half):
+    """Half precision times a sign drawn from the seed: decoded with the same seed, no error.
+
+    All its ops are pointwise, so that to torch's partitioner it is cheap to encode once more.
+    """
+
+    needs_seed: bool = True
+
+    @property
+    def name(self) -> str:
+        return "signed"
+
+    def encode(self, x, seed, dim_order):
+        del dim_order
+        return ((x * (1 - 2 * (seed % 2))).to(torch.float16),)
+
+    def decode(self, parts, seed, size, dtype, dim_order):
+        del size, dim_order
+        return parts[0].to(dtype) * (1 - 2 * (seed % 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +227,11 @@ def expose_threshold_backward(grad: torch.Tensor, result: torch.Tensor, threshol
     return torch.where(result <= threshold, 0.0, grad)
 
 
+def pack_booleans(node: fx.Node) -> Pairs | None:
+    """Two booleans fit in a byte; nothing else is packed."""
+    return Pairs() if node.meta["val"].dtype == torch.bool else None
+
+
 def make_rules(*codecs: Any, **changes: Any) -> Rules:
     """Rules of a toy world: a product's second factor is linear, relu's backward reads a mask."""
     return dataclasses.replace(
@@ -196,7 +239,7 @@ def make_rules(*codecs: Any, **changes: Any) -> Rules:
             linear={aten.mul.Tensor: (LinearUse(arg=1),)},
             exposures={aten.threshold_backward.default: expose_threshold_backward},
             codecs=codecs,
-            mask_codec=Pairs(),
+            packing=pack_booleans,
         ),
         **changes,
     )
@@ -229,23 +272,56 @@ def capture(
     return joint
 
 
+@contextlib.contextmanager
+def untouched(*modules: fx.GraphModule) -> Iterator[None]:
+    """Check that the block leaves the modules as they are: nodes, text, metadata, attributes."""
+    before = [_everything(module) for module in modules]
+    yield
+    assert [_everything(module) for module in modules] == before
+
+
+def _everything(module: fx.GraphModule) -> tuple[Any, ...]:
+    nodes = list(module.graph.nodes)
+    metas = [{key: id(value) for key, value in node.meta.items()} for node in nodes]
+    attributes = sorted(vars(module)["_buffers"])
+    return nodes, graph_text(module.graph), metas, attributes, module.code
+
+
 class Builder:
     """Builds a joint graph by hand, node by node, on fake tensors."""
 
-    def __init__(self, mode: FakeTensorMode | None = None) -> None:
-        self.mode = FakeTensorMode() if mode is None else mode
+    def __init__(self, *, dynamic: bool = False) -> None:
+        self.shape_env = ShapeEnv() if dynamic else None
+        self.mode = FakeTensorMode(shape_env=self.shape_env)
         self.graph = fx.Graph()
+        self._sizes: dict[str, torch.SymInt] = {}
 
     def input(self, name: str, *size: Any, dtype: torch.dtype = torch.float32) -> fx.Node:
-        """Add a placeholder; a name with ``tangents`` in it makes it a gradient."""
+        """Add a placeholder; a name with ``tangents`` in it makes it a gradient.
+
+        A size given as a name is symbolic with the hint 8; ``"?"`` is unbacked.
+        """
         node = self.graph.placeholder(name)
+        sizes = [self._size(s) for s in size]
         with self.mode:
-            node.meta["val"] = torch.empty(size, dtype=dtype)
+            node.meta["val"] = torch.empty(sizes, dtype=dtype)
         return node
+
+    def _size(self, size: int | str) -> int | torch.SymInt:
+        if isinstance(size, int):
+            return size
+        if size == "?":
+            return self.shape_env.create_unbacked_symint()
+        if size not in self._sizes:
+            context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
+            example = self.mode.from_tensor(torch.empty(8), symbolic_context=context)
+            self._sizes[size] = example.shape[0]
+        return self._sizes[size]
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """Add a call, with the value that it has on fake tensors."""
-        node = self.graph.call_function(target, args, kwargs)
+        name = str(getattr(target, "overloadpacket", target.__name__)).rpartition(".")[2]
+        node = self.graph.create_node("call_function", target, args, kwargs, name=name)
         values = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
         with self.mode:
             node.meta["val"] = target(*values[0], **values[1])
@@ -260,16 +336,22 @@ class Builder:
         return JointGraph(module, len(fwd_outputs), tuple(static))
 
 
-@pytest.fixture(scope="session")
-def toy() -> SimpleNamespace:
+def laboratory() -> SimpleNamespace:
     """Everything above, in one place to take it from."""
     return SimpleNamespace(
         Builder=Builder,
         Coin=Coin,
         Half=Half,
         Pairs=Pairs,
+        Signed=Signed,
         capture=capture,
-        text=graph_text,
         rules=make_rules,
-        expose_threshold_backward=expose_threshold_backward,
+        text=graph_text,
+        untouched=untouched,
     )
+
+
+@pytest.fixture(scope="session")
+def toy() -> SimpleNamespace:
+    """The toy world: graphs, codecs and rules."""
+    return laboratory()

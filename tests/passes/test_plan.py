@@ -7,7 +7,8 @@ import random
 import pytest
 
 from passes.estimate import CodecCost, CostTable, ValueCost
-from passes.plan import Action, make_plan
+from passes.mincut import UnboundedCutError
+from passes.plan import Action, Decision, make_plan, sketch_price
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ def value(node, nbytes=1000, **changes):
         linear_users=(),
         codecs=(),
         unsketchable=None,
-        mask_codec=None,
+        packing=None,
         is_input=False,
     )
     return dataclasses.replace(base, **changes)
@@ -101,6 +102,70 @@ def test_user_checkpoint_regions_are_recomputed():
         linear_users=("w",), codecs=(codec(),),
     )  # fmt: skip
     assert actions(source, inside) == {"y": Action.KEEP, "x": Action.RECOMPUTE}
+
+
+def test_booleans_are_packed_at_the_packed_size():
+    mask = value("m", keep_nbytes=125, raw_users=("n",), packing=FakeCodec("pairs", exact=True))
+    (decision,) = make_plan(CostTable((mask,)), 0.0).decisions
+    assert decision == Decision("m", Action.PACK, mask.packing, 1000, 125, 0.0)
+
+
+def test_a_decision_tells_codec_bytes_and_noise():
+    linear = value("a", linear_users=("w",), codecs=(codec(),))
+    (decision,) = make_plan(CostTable((linear,)), 0.0).decisions
+    assert decision == Decision("a", Action.SKETCH, FakeCodec("q"), 1000, 100, 0.5)
+
+
+def test_a_plan_sums_up_its_decisions():
+    values = (
+        value("a", linear_users=("w",), codecs=(codec(),)),
+        value("b", raw_users=("n",)),
+        value("c", raw_users=("n",)),
+        value("d", inputs=("c",), recompute_cost=0, ban_reason=None, raw_users=("n",)),
+    )
+    plan = make_plan(CostTable(values), 0.5)
+    assert plan.kept_nbytes == 100 + 1000 + 1000
+    assert plan.counts() == {"sketch": 1, "keep": 2, "recompute": 1}
+    assert plan.noise_price == 0.5
+
+
+def test_of_codecs_at_one_price_the_one_with_less_noise_is_taken():
+    twins = (codec("loud", noise=0.9), codec("quiet", noise=0.1))
+    (decision,) = make_plan(
+        CostTable((value("a", linear_users=("w",), codecs=twins),)), 0
+    ).decisions
+    assert decision.codec == FakeCodec("quiet")
+
+
+def test_sensitivity_multiplies_the_price_of_noise():
+    cost = codec(nbytes=100, noise=0.5, sensitivity=4.0)
+    assert sketch_price(cost, 1000, 0.0) == 100
+    assert sketch_price(cost, 1000, 0.1) == 100 + 0.1 * 0.5 * 4.0 * 1000
+
+
+def test_a_sketch_dearer_than_the_value_gives_way_to_it():
+    noisy = value("a", linear_users=("w",), codecs=(codec(noise=2.0),))
+    assert actions(noisy, noise_price=0.44) == {"a": Action.SKETCH}
+    assert actions(noisy, noise_price=0.46) == {"a": Action.KEEP}
+
+
+def test_a_tuple_is_not_kept_but_its_items_are():
+    pair = value("p", nbytes=0, keep_nbytes=None)
+    item = value("i", inputs=("p",), recompute_cost=10, ban_reason=None, raw_users=("n",))
+    assert actions(pair, item) == {"i": Action.KEEP}
+
+
+def test_a_cheap_value_is_rebuilt_only_while_its_charge_is_below_its_bytes():
+    source = value("y", nbytes=100, raw_users=("n",), keep_nbytes=100)
+    for charge, action in ((999, Action.RECOMPUTE), (1001, Action.KEEP)):
+        cheap = value("x", inputs=("y",), recompute_cost=charge, ban_reason=None, raw_users=("n",))
+        assert actions(source, cheap)["x"] is action
+
+
+def test_what_can_be_neither_kept_nor_recomputed_contradicts_itself():
+    tuple_of_random_op = value("p", nbytes=0, keep_nbytes=None, raw_users=("n",))
+    with pytest.raises(UnboundedCutError, match="no finite cut"):
+        actions(tuple_of_random_op)
 
 
 def test_negative_noise_price_is_refused():

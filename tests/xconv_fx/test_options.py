@@ -1,0 +1,190 @@
+"""Every option's default, what it takes, and the text of every refusal."""
+
+import copy
+import dataclasses
+import pickle
+
+import pytest
+
+from xconv_fx.errors import OptionError
+from xconv_fx.options import DEFAULT_NOISE_PRICE, Options, parse_options
+
+
+def refusal(**given):
+    with pytest.raises(OptionError) as caught:
+        parse_options(given)
+    return str(caught.value)
+
+
+def test_defaults_need_no_thought():
+    assert dataclasses.asdict(Options()) == {
+        "inner": "inductor",
+        "sketch": "auto",
+        "probes": None,
+        "distribution": "gaussian",
+        "bits": None,
+        "noise_price": DEFAULT_NOISE_PRICE,
+        "inductor": {},
+    }
+    assert parse_options(None) == parse_options({}) == Options()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"inner": "aot_eager"},
+        {"sketch": "quantize"},
+        {"sketch": "quantize", "bits": 8},
+        {"bits": 1},
+        {"sketch": "independent", "probes": 1, "distribution": "rademacher"},
+        {"sketch": "multichannel", "distribution": "rademacher"},
+        {"sketch": "orthogonal", "probes": 64},
+        {"noise_price": 0},
+        {"noise_price": 2.5},
+        {"inductor": {"max_autotune": True}},
+    ],
+)
+def test_what_is_given_is_what_is_set(given):
+    options = parse_options(given)
+    for field in dataclasses.fields(Options):
+        expected = given.get(field.name, getattr(Options(), field.name))
+        assert getattr(options, field.name) == expected
+
+
+def test_options_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Options().bits = 2
+
+
+def test_the_users_mapping_is_left_alone():
+    given = {"bits": 4, "inductor": {"max_autotune": True}}
+    before = copy.deepcopy(given)
+    parse_options(given)
+    assert given == before
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (
+            {"inner": "inducter"},
+            "option 'inner' got 'inducter'; allowed: one of ['inductor', 'aot_eager'] "
+            "(did you mean 'inductor'?)",
+        ),
+        (
+            {"inner": 3},
+            "option 'inner' got 3; allowed: one of ['inductor', 'aot_eager']",
+        ),
+        (
+            {"sketch": "multi_channel"},
+            "option 'sketch' got 'multi_channel'; allowed: one of ['auto', 'quantize', "
+            "'independent', 'multichannel', 'orthogonal'] (did you mean 'multichannel'?)",
+        ),
+        (
+            {"sketch": {}},
+            "option 'sketch' got {}; allowed: one of ['auto', 'quantize', "
+            "'independent', 'multichannel', 'orthogonal']",
+        ),
+        (
+            {"sketch": "independent", "distribution": "normal"},
+            "option 'distribution' got 'normal'; allowed: one of ['gaussian', 'rademacher']",
+        ),
+        ({"bits": 3}, "option 'bits' got 3; allowed: one of [8, 4, 2, 1]"),
+        ({"bits": True}, "option 'bits' got True; allowed: one of [8, 4, 2, 1]"),
+        ({"bits": 4.0}, "option 'bits' got 4.0; allowed: one of [8, 4, 2, 1]"),
+        (
+            {"sketch": "independent", "probes": 0},
+            "option 'probes' got 0; allowed: an int >= 1, the number of probing vectors",
+        ),
+        (
+            {"sketch": "independent", "probes": 2.0},
+            "option 'probes' got 2.0; allowed: an int >= 1, the number of probing vectors",
+        ),
+        (
+            {"sketch": "independent", "probes": True},
+            "option 'probes' got True; allowed: an int >= 1, the number of probing vectors",
+        ),
+        ({"noise_price": "0.1"}, "option 'noise_price' got '0.1'; allowed: a number >= 0"),
+        ({"noise_price": False}, "option 'noise_price' got False; allowed: a number >= 0"),
+        ({"noise_price": -1}, "option 'noise_price' got -1; allowed: a finite number >= 0"),
+        (
+            {"noise_price": float("inf")},
+            "option 'noise_price' got inf; allowed: a finite number >= 0",
+        ),
+        (
+            {"noise_price": float("nan")},
+            "option 'noise_price' got nan; allowed: a finite number >= 0",
+        ),
+        (
+            {"inductor": ["max_autotune"]},
+            "option 'inductor' got ['max_autotune']; allowed: a mapping of Inductor settings",
+        ),
+    ],
+)
+def test_a_bad_value_is_refused_with_what_is_allowed(given, text):
+    assert refusal(**given) == text
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (
+            {"probes": 4},
+            "option 'probes' got 4; allowed: only with sketch in ['independent', "
+            "'multichannel', 'orthogonal'] (here sketch='auto')",
+        ),
+        (
+            {"sketch": "quantize", "probes": 4},
+            "option 'probes' got 4; allowed: only with sketch in ['independent', "
+            "'multichannel', 'orthogonal'] (here sketch='quantize')",
+        ),
+        (
+            {"sketch": "independent", "bits": 4},
+            "option 'bits' got 4; allowed: only with sketch='auto' or 'quantize' "
+            "(here sketch='independent')",
+        ),
+        (
+            {"sketch": "orthogonal", "distribution": "rademacher"},
+            "option 'distribution' got 'rademacher'; allowed: only with sketch 'independent' or "
+            "'multichannel' (here 'orthogonal')",
+        ),
+        (
+            {"distribution": "rademacher"},
+            "option 'distribution' got 'rademacher'; allowed: only with sketch 'independent' or "
+            "'multichannel' (here 'auto')",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(given, text):
+    assert refusal(**given) == text
+
+
+NAMES = "['inner', 'sketch', 'probes', 'distribution', 'bits', 'noise_price', 'inductor']"
+
+
+def test_an_unknown_name_is_refused_with_the_closest_known_one():
+    assert refusal(bit=4) == (
+        f"option 'bit' got 4; allowed: an option in {NAMES} (did you mean 'bits'?)"
+    )
+    assert refusal(zzz=None) == f"option 'zzz' got None; allowed: an option in {NAMES}"
+
+
+def test_a_name_that_is_no_text_is_refused():
+    with pytest.raises(OptionError, match="option '7' got 1; allowed: an option in"):
+        parse_options({7: 1})
+
+
+def test_what_is_no_mapping_is_refused():
+    with pytest.raises(OptionError) as caught:
+        parse_options(["bits"])
+    assert str(caught.value) == (
+        "option 'options' got ['bits']; allowed: a dict of option names to values"
+    )
+
+
+def test_a_refusal_is_a_value_error_that_tells_its_parts_and_pickles():
+    with pytest.raises(ValueError, match="bits") as caught:
+        parse_options({"bits": 3})
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert (error.option, error.value, error.allowed) == ("bits", 3, "one of [8, 4, 2, 1]")
+    assert str(error) == str(caught.value)
