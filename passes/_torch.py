@@ -7,12 +7,14 @@ public names, and a linter rule (TID251) keeps it so.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 
 import torch
 from torch import fx
 from torch._functorch import config as functorch_config  # 2.13
 from torch._functorch.compile_utils import fx_graph_cse  # 2.13
+from torch._functorch.partitioners import cleanup_recompute_tags  # 2.13
 from torch._subclasses.fake_tensor import FakeTensorMode  # 2.13
 from torch.utils.checkpoint import CheckpointPolicy
 
@@ -25,6 +27,16 @@ def asks_to_recompute(node: fx.Node) -> bool:
     return node.meta.get("recompute") in (MUST_RECOMPUTE, CheckpointPolicy.PREFER_RECOMPUTE)
 
 
+def mark_checkpoint_boundaries(module: fx.GraphModule) -> None:
+    """Tag the values between checkpoint regions MUST_SAVE, in place, as torch does (2.13)."""
+    cleanup_recompute_tags(module, is_default_partition=False)
+
+
+def asks_to_save(node: fx.Node) -> bool:
+    """Whether the user's checkpoint policy asks for this value to be kept (2.11 to 2.13)."""
+    return node.meta.get("recompute") == MUST_SAVE
+
+
 def merge_common_subexpressions(graph: fx.Graph) -> fx.Graph:
     """Return a copy of ``graph`` with equal pure calls merged.
 
@@ -32,6 +44,7 @@ def merge_common_subexpressions(graph: fx.Graph) -> fx.Graph:
     its result is planning on what torch itself would partition.
     """
     merged: fx.Graph = fx_graph_cse(graph)
+    merged._codegen = copy.copy(graph._codegen)
     return merged
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
@@ -103,7 +104,8 @@ class Inserter:
         if key is not None and key in self._traces:
             trace = self._traces[key]
         else:
-            trace = _trace(function, leaves, spec, nodes, dict(self.inner_table))
+            mode = _torch.fake_mode_of(before.graph)
+            trace = _trace(function, leaves, spec, mode, dict(self.inner_table))
             if key is not None:
                 self._traces[key] = trace
         return NotImplemented if trace is None else _splice(trace, nodes, before, provenance)
@@ -119,7 +121,7 @@ def _trace(
     function: Callable[..., Any],
     leaves: list[Any],
     spec: pytree.TreeSpec,
-    nodes: list[fx.Node],
+    mode: FakeTensorMode,
     table: dict[Any, Callable[..., Any]],
 ) -> _Trace | None:
     out_spec: list[pytree.TreeSpec] = []
@@ -134,8 +136,8 @@ def _trace(
         out_spec.append(result_spec)
         return flat
 
-    values = [node.meta["val"] for node in nodes]
-    with _torch.tracing_over(_torch.fake_mode_of(nodes[0].graph)):
+    values = [leaf.meta["val"] for leaf in leaves if isinstance(leaf, fx.Node)]
+    with _torch.tracing_over(mode):
         module = make_fx(flat_function, decomposition_table=table)(*values)
     module.graph.eliminate_dead_code()
     return _Trace(module, out_spec[-1]) if out_spec else None
@@ -172,7 +174,7 @@ def _signature(function: Callable[..., Any], leaves: list[Any], spec: pytree.Tre
         elif isinstance(leaf, (fx.Node, torch.SymInt)):
             return None
         else:
-            described.append((type(leaf), leaf))
+            described.append((type(leaf), repr(leaf) if isinstance(leaf, float) else leaf))
     return function, tuple(described), str(spec)
 
 
@@ -210,7 +212,7 @@ def _replace_call(node: fx.Node, function: Callable[..., Any], inserter: Inserte
 def _copy_constant(traced: fx.GraphModule, inner: fx.Node, graph: fx.Graph) -> fx.Node:
     owner = graph.owning_module
     assert owner is not None
-    base, number = f"_xconv_{inner.target}", 0
+    base, number = f"_spliced_{inner.target}", 0
     while hasattr(owner, f"{base}_{number}"):
         number += 1
     value = getattr(traced, str(inner.target))

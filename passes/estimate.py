@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from passes import _torch
 from passes.joint import JointGraph, argument_nodes, tensor_nbytes, tensor_val
 from passes.rules import Codec, LinearUse, Rules
 
@@ -69,7 +70,9 @@ class ValueCost:
     Attributes:
         node: its name in the graph.
         inputs: names of the nodes it is computed from.
-        nbytes: bytes of the value as it is; 0 for parameters and data the caller holds.
+        nbytes: bytes of the value as it is; 0 for parameters and data the caller holds, and
+            where the size is unknown.
+        size_known: whether its size is known when the graph is compiled.
         keep_nbytes: bytes kept when it is kept exactly (a packed boolean: an eighth);
             None when it cannot be kept (a tuple).
         recompute_cost: price of recomputing it, in bytes; None when it must not be.
@@ -86,6 +89,7 @@ class ValueCost:
     node: str
     inputs: tuple[str, ...]
     nbytes: int
+    size_known: bool
     keep_nbytes: int | None
     recompute_cost: int | None
     ban_reason: str | None
@@ -106,7 +110,10 @@ class CostTable:
 
 
 def estimate_costs(
-    joint: JointGraph, rules: Rules, must_recompute: Iterable[str] = ()
+    joint: JointGraph,
+    rules: Rules,
+    must_recompute: Iterable[str] = (),
+    must_save: Iterable[str] = (),
 ) -> CostTable:
     """Price every way of having each forward value in the backward.
 
@@ -114,6 +121,7 @@ def estimate_costs(
         joint: an exposed joint graph.
         rules: linear uses and codecs.
         must_recompute: names of nodes inside the user's checkpoint regions.
+        must_save: names of nodes that the user's checkpoint policy keeps.
 
     Returns:
         One row for each node that does not depend on a tangent.
@@ -121,9 +129,17 @@ def estimate_costs(
     backward = joint.backward_nodes()
     free = {*joint.static_inputs(), *joint.caller_held_inputs()}
     gradients = set(joint.bwd_outputs())
-    forced = set(must_recompute)
+    recomputed, saved = set(must_recompute), set(must_save)
     rows = [
-        _value_cost(node, backward, rules, node in free, node in gradients, node.name in forced)
+        _value_cost(
+            node,
+            backward,
+            rules,
+            is_free=node in free,
+            is_gradient=node in gradients,
+            must_recompute=node.name in recomputed,
+            must_save=node.name in saved,
+        )
         for node in joint.graph.nodes
         if node.op != "output" and node not in backward
     ]
@@ -167,9 +183,11 @@ def _value_cost(
     node: fx.Node,
     backward: dict[fx.Node, None],
     rules: Rules,
+    *,
     is_free: bool,
     is_gradient: bool,
     must_recompute: bool,
+    must_save: bool,
 ) -> ValueCost:
     linear, raw = _split_uses(node, backward, rules)
     if is_gradient:
@@ -179,12 +197,13 @@ def _value_cost(
     nbytes = 0 if is_free or size is None else size
     packing = rules.packing(node) if val is not None and rules.packing is not None else None
     codecs, unsketchable = _codec_costs(val, size, linear, rules)
-    ban = recompute_ban(node)
+    ban = "kept by the user's checkpoint policy" if must_save else recompute_ban(node)
     forced = must_recompute and recompute_ban(_source_of_item(node)) != "random op"
     return ValueCost(
         node=node.name,
         inputs=tuple(n.name for n in node.all_input_nodes),
         nbytes=nbytes,
+        size_known=val is None or size is not None,
         keep_nbytes=_keep_nbytes(node, val, nbytes, is_free, packing),
         recompute_cost=None if ban and not forced else _recompute_cost(node, nbytes),
         ban_reason=None if forced else ban,
@@ -236,7 +255,7 @@ def _codec_costs(
     fitting = [c for c, reason in zip(codecs, reasons, strict=True) if reason is None]
     if not fitting:
         return (), next((r for r in reasons if r), "no codec is configured")
-    sensitivity = sum(use.sensitivity for _, use in linear)
+    sensitivity = sum(_sensitivity(user, use) for user, use in linear)
     priced = [
         CodecCost(c, c.nbytes(shape, val.dtype), c.noise(shape), sensitivity) for c in fitting
     ]
@@ -245,6 +264,11 @@ def _codec_costs(
         least = min(c.nbytes for c in priced)
         return (), f"a sketch of {least} bytes is no smaller than the value's {size} bytes"
     return smaller, None
+
+
+def _sensitivity(user: fx.Node, use: LinearUse) -> float:
+    unsure = use.on_path is None and _is_on_path(user, use)
+    return use.path_sensitivity if unsure else use.sensitivity
 
 
 def _is_on_path(user: fx.Node, use: LinearUse) -> bool:
@@ -292,8 +316,6 @@ def hinted_shape(val: torch.Tensor) -> tuple[int, ...]:
 
     Only called where :func:`passes.joint.tensor_nbytes` found every size known.
     """
-    from passes import _torch
-
     sizes = [_torch.size_hint(s) for s in val.shape]
     assert None not in sizes, f"unknown size in {tuple(val.shape)}"
     return tuple(s for s in sizes if s is not None)

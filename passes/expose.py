@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import operator
+
+import torch
 from torch import fx
 
 from passes import _torch
@@ -26,6 +29,7 @@ def expose(
     exposed = joint.with_module(decompose(joint.module, table, inner_table))
     exposed.graph.eliminate_dead_code()
     exposed.module.graph = _torch.merge_common_subexpressions(exposed.graph)
+    _torch.mark_checkpoint_boundaries(exposed.module)
     _hoist_forward_values(exposed)
     exposed.module.recompile()
     return exposed
@@ -42,10 +46,19 @@ def _hoist_forward_values(joint: JointGraph) -> None:
     start = next((i for i, node in enumerate(nodes) if node in backward), len(nodes))
     anchors: dict[fx.Node, int] = {}
     for i, node in enumerate(nodes):
-        hoisted = i > start and node not in backward
+        hoisted = i > start and node not in backward and _is_pure(node)
         inputs = [anchors[n] for n in node.all_input_nodes if n in anchors]
         anchors[node] = max(inputs, default=-1) if hoisted else i
     order = sorted(range(len(nodes)), key=lambda i: (anchors[nodes[i]], i))
     output = output_node(joint.graph)
     for i in order:
         output.prepend(nodes[i])
+
+
+def _is_pure(node: fx.Node) -> bool:
+    """Whether moving a call changes nothing: it draws no random number and writes nothing."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return target is operator.getitem
+    random = torch.Tag.nondeterministic_seeded in target.tags
+    return not random and not target._schema.is_mutable

@@ -8,7 +8,6 @@ Goes out: :class:`JointGraph`, which every pass takes and returns. Changes nothi
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,10 +47,6 @@ class JointGraph:
     def outputs(self) -> tuple[Any, ...]:
         """The flat outputs: nodes, or None for a primal without gradient."""
         return tuple(_flat(output_node(self.graph).args[0]))
-
-    def fwd_outputs(self) -> list[fx.Node]:
-        """The forward's output nodes."""
-        return [o for o in self.outputs[: self.num_fwd_outputs] if isinstance(o, fx.Node)]
 
     def bwd_outputs(self) -> list[fx.Node]:
         """The backward's output nodes (gradients)."""
@@ -133,12 +128,6 @@ def tensor_nbytes(val: torch.Tensor) -> int | None:
             return None
         numel *= hint
     return numel * val.dtype.itemsize
-
-
-def replace_input_in(users: Iterable[fx.Node], old: fx.Node, new: fx.Node) -> None:
-    """Make each of ``users`` read ``new`` where it read ``old``."""
-    for user in users:
-        user.replace_input_with(old, new)
 
 
 def argument_nodes(argument: Any) -> list[fx.Node]:

@@ -3,7 +3,8 @@
 The plan is in the graph already: kept values are tagged MUST_SAVE, recomputed clones and
 decodes MUST_RECOMPUTE. One thing torch's partitioner (2.11 to 2.13) would do wrong: a kept
 value that no forward output depends on, such as a seed or a sketch, is "unclaimed" to it, its
-tag is ignored, and a seed may be drawn again in the backward. So kept values are handed over
+tag is ignored, and the backward encodes once more, from an exact value that the plan did not keep
+and with a seed that may be another. So kept values are handed over
 as extra forward outputs, which makes them claimed, and dropped from the forward afterwards.
 """
 

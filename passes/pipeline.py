@@ -58,8 +58,9 @@ def run(
     """
     exposed = expose(joint, rules.exposures, rules.primitives)
     verify_joint(joint, exposed, "expose")
-    forced = [n.name for n in exposed.graph.nodes if _torch.asks_to_recompute(n)]
-    costs = estimate_costs(exposed, rules, forced)
+    recomputed = [n.name for n in exposed.graph.nodes if _torch.asks_to_recompute(n)]
+    saved = [n.name for n in exposed.graph.nodes if _torch.asks_to_save(n)]
+    costs = estimate_costs(exposed, rules, recomputed, saved)
     plan = make_plan(costs, noise_price)
     planned = apply_plan(
         exposed,

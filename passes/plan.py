@@ -44,15 +44,15 @@ class Decision:
         node: its name in the joint graph.
         action: how the backward gets it.
         codec: the codec of a packed or sketched value.
-        nbytes: bytes of the exact value.
-        kept_nbytes: bytes kept between forward and backward.
+        nbytes: bytes of the exact value; None where its size is unknown.
+        kept_nbytes: bytes kept between forward and backward, not counting unknown sizes.
         noise: modelled relative squared error of what the backward reads.
     """
 
     node: str
     action: Action
     codec: Codec | None
-    nbytes: int
+    nbytes: int | None
     kept_nbytes: int
     noise: float
 
@@ -148,15 +148,14 @@ def _read_decision(
     i: int, value: ValueCost, codec: CodecCost | None, sink_side: frozenset[int]
 ) -> Decision | None:
     into, raw, linear = (3 * i + part in sink_side for part in (_IN, _RAW, _LINEAR))
+    nbytes = value.nbytes if value.size_known else None
     if into:
-        return Decision(value.node, Action.RECOMPUTE, None, value.nbytes, 0, 0.0)
+        return Decision(value.node, Action.RECOMPUTE, None, nbytes, 0, 0.0)
     if raw:
         assert value.keep_nbytes is not None, f"{value.node} is kept but cannot be"
         action = Action.KEEP if value.packing is None else Action.PACK
-        return Decision(value.node, action, value.packing, value.nbytes, value.keep_nbytes, 0.0)
+        return Decision(value.node, action, value.packing, nbytes, value.keep_nbytes, 0.0)
     if linear:
         assert codec is not None, f"{value.node} is sketched without a codec"
-        return Decision(
-            value.node, Action.SKETCH, codec.codec, value.nbytes, codec.nbytes, codec.noise
-        )
+        return Decision(value.node, Action.SKETCH, codec.codec, nbytes, codec.nbytes, codec.noise)
     return None

@@ -117,11 +117,13 @@ class LinearUse:
         on_path: whether the result is part of the gradient that flows on upstream, so that
             noise in the argument reaches every gradient there. None where the op alone does
             not tell: then it is on the path unless its result only becomes an output.
+        path_sensitivity: the sensitivity where ``on_path`` is None and turns out true.
     """
 
     arg: int
     sensitivity: float = 1.0
     on_path: bool | None = False
+    path_sensitivity: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,8 @@ class Rules:
             a boolean, or of an integer known to be small; None where there is none.
         channels_last: whether the inner compiler lays 4-D values out channels-last, whatever
             their strides in the graph say.
-        audited: op to a short label; a linear use of these is reported even when the value
-            stays exact (every convolution, say).
+        audited: ops whose linear use is reported even when the value stays exact (every
+            convolution, say).
     """
 
     linear: Mapping[Any, tuple[LinearUse, ...]]
@@ -157,4 +159,4 @@ class Rules:
     expand_seeds: Callable[[torch.Tensor], torch.Tensor] | None = None
     packing: Callable[[fx.Node], Codec | None] | None = None
     channels_last: bool = False
-    audited: Mapping[Any, str] = field(default_factory=dict)
+    audited: frozenset[Any] = frozenset()

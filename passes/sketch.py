@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import fx
-from torch.fx.node import map_arg
 
 from passes import _torch
 from passes.decompose import Inserter
@@ -39,7 +38,7 @@ def apply_plan(
     """Return a copy of the joint graph in which the plan's decisions are carried out.
 
     One ``aten.randint`` a device draws a seed for each sketched value, at the start of the
-    forward, from torch's generator; the seeds are kept for the backward, 8 bytes each.
+    forward, from torch's generator. What the backward reads of them is kept.
 
     Args:
         joint: the exposed joint graph that the plan was made for; left untouched.
@@ -257,7 +256,6 @@ def _size_argument(value: fx.Node, dim: int) -> int | fx.Node:
 def _insert_clone(value: fx.Node, reader: fx.Node, rewriter: _Rewriter) -> fx.Node:
     with value.graph.inserting_before(reader):
         clone = value.graph.node_copy(value, lambda n: rewriter.stand_ins.get(n, n))
-    clone.args = map_arg(value.args, lambda n: rewriter.stand_ins.get(n, n))
     if tensor_val(value) is not None or isinstance(value.meta.get("val"), (tuple, list)):
         clone.meta["recompute"] = _torch.MUST_RECOMPUTE
     return clone

@@ -48,7 +48,8 @@ def verify_joint(before: JointGraph, after: JointGraph, pass_name: str) -> None:
 def verify_planned(joint: JointGraph, pass_name: str) -> None:
     """Check that the backward reads only inputs, kept values and recomputed ones."""
     backward = joint.backward_nodes()
-    for node in backward:
+    remade = [n for n in joint.graph.nodes if n.meta.get("recompute") == _torch.MUST_RECOMPUTE]
+    for node in dict.fromkeys([*backward, *remade]):
         for value in node.all_input_nodes:
             _require(
                 value in backward or _is_available(value),

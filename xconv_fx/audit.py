@@ -26,7 +26,7 @@ from passes.partition import Partition
 log = logging.getLogger("xconv_fx")
 
 # As many graphs as a model with graph breaks and recompiles is likely to have.
-_MAX_REPORTS = 256
+_MAX_REPORTS = 64
 _reports: deque[Report] = deque(maxlen=_MAX_REPORTS)
 
 
@@ -42,7 +42,7 @@ class ValueRow:
         dtype: its dtype.
         decision: ``keep``, ``pack`` or ``sketch``.
         codec: name of the codec; None when kept as it is.
-        nbytes: bytes before.
+        nbytes: bytes before; None where the size is unknown when the graph is compiled.
         kept_nbytes: bytes after.
         noise: modelled relative squared error of the value that the backward reads.
     """
@@ -54,7 +54,7 @@ class ValueRow:
     dtype: torch.dtype
     decision: str
     codec: str | None
-    nbytes: int
+    nbytes: int | None
     kept_nbytes: int
     noise: float
 
@@ -75,7 +75,7 @@ class Report:
     """What the backend did to one graph.
 
     Attributes:
-        values: one row for each value kept between forward and backward.
+        values: one row for each value kept between forward and backward, the seeds left out.
         exact_convolutions: the convolutions that were left exact.
         num_sketched_convolutions: convolutions whose weight gradient is estimated.
         kept_nbytes: bytes kept between forward and backward, graph inputs left out.
@@ -169,17 +169,25 @@ def make_report(outcome: Outcome, rules: Rules, partition_exact: Callable[[], Pa
     """
     joint = outcome.exposed
     nodes = {node.name: node for node in joint.graph.nodes}
-    kept = [d for d in outcome.plan.decisions if d.kept_nbytes]
+    kept = [
+        d
+        for d in outcome.plan.decisions
+        if d.kept_nbytes or (d.nbytes is None and d.action is not Action.RECOMPUTE)
+    ]
     gradients = [n for n in joint.graph.nodes if n.target in rules.audited]
     exact = _exact_rows(joint, gradients, outcome, rules)
-    notes = () if gradients else ("no convolution weight gradient in this graph",)
+    unknown = sum(d.nbytes is None for d in kept)
+    notes = [
+        *([] if gradients else ["no convolution weight gradient in this graph"]),
+        *([f"{unknown} kept values of unknown size are not counted"] if unknown else []),
+    ]
     return Report(
         values=tuple(_value_row(nodes[d.node], d) for d in kept),
         exact_convolutions=(*exact, *_frozen_rows(joint, gradients)),
         num_sketched_convolutions=len(gradients) - len(exact),
         kept_nbytes=kept_nbytes(outcome.split),
         num_recomputed=outcome.plan.counts().get(Action.RECOMPUTE.value, 0),
-        notes=notes,
+        notes=tuple(notes),
         exact=None,
         _partition_exact=partition_exact,
     )
@@ -211,9 +219,10 @@ def module_of(node: fx.Node) -> str:
     """Return the path of the innermost module that a node was traced in, or ``unknown``."""
     stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
     if not stack:
-        return "unknown"
+        return "unknown" if source_of(node) == "unknown" else "(root)"
     path, _ = list(stack.values())[-1]
-    path = re.sub(r"^L\['\w+'\]|\._modules\b", "", str(path))
+    path = re.sub(r"getattr\((.*?), '([^']+)'\)", r"\1.\2", str(path))
+    path = re.sub(r"^[LG]\['\w+'\]|^[LG]\.\w+|\._modules\b", "", path)
     path = re.sub(r"\['?([^'\]]+)'?\]", r".\1", path)
     return path.strip(".") or "(root)"
 
@@ -259,7 +268,7 @@ def _why_exact(cost: ValueCost, decision: Decision | None) -> str | None:
     """Return why a linear use reads the exact value, or None if it reads a sketch."""
     if decision is not None and decision.action is Action.SKETCH:
         return None
-    if cost.unsketchable is not None and cost.nbytes:
+    if cost.unsketchable is not None and (cost.nbytes or not cost.size_known):
         return f"{cost.node} cannot be sketched: {cost.unsketchable}"
     if cost.is_input and not cost.nbytes:
         return f"its input {cost.node} is an input of the graph, which the caller holds anyway"
@@ -304,7 +313,7 @@ def _value_table(rows: Sequence[ValueRow]) -> Table:
             str(row.dtype).removeprefix("torch."),
             row.decision,
             row.codec or "",
-            _mib(row.nbytes),
+            "unknown" if row.nbytes is None else _mib(row.nbytes),
             _mib(row.kept_nbytes),
             f"{row.noise:.2g}",
         )

@@ -101,7 +101,7 @@ class _PartitionFunction:
         **kwargs: Any,
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         joint = JointGraph(module, num_fwd_outputs, tuple(static_lifetime_input_indices or ()))
-        partition_exact = functools.partial(_partition_exact, joint.copy(), joint_inputs, kwargs)
+        partition_exact = functools.partial(_partition_exact, joint.copy(), kwargs)
         try:
             split, report = self._sketched(joint, joint_inputs, kwargs, partition_exact)
         except Exception as error:  # noqa: BLE001  training must not break because of us
@@ -144,14 +144,12 @@ def has_convolution(graph: fx.Graph) -> bool:
     return any(node.target in targets for node in graph.nodes)
 
 
-def _partition_exact(
-    joint: JointGraph, joint_inputs: Sequence[Any], kwargs: dict[str, Any]
-) -> Partition:
+def _partition_exact(joint: JointGraph, kwargs: dict[str, Any]) -> Partition:
     """Partition as torch would: its own decompositions for the ops we asked to have whole."""
     module = passes.decompose(
         joint.module, exact_decompositions(), _torch.inductor_decompositions()
     )
-    return passes.partition_exact(joint.with_module(module), joint_inputs, **kwargs)
+    return passes.partition_exact(joint.with_module(module), (), **kwargs)
 
 
 # An odd constant that spreads the ranks over the seed space [0, 2**62).

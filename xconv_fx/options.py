@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xconv_fx.errors import OptionError
+from xconv_fx.sketches.codecs import MAX_PROBES
 
 INNERS = ("inductor", "aot_eager")
 PROBINGS = ("independent", "multichannel", "orthogonal")
@@ -37,7 +38,8 @@ class Options:
         distribution: of the probing vectors' entries, ``"gaussian"`` or ``"rademacher"``.
         bits: bits an element of stochastic quantisation, 8, 4, 2 or 1; with
             ``sketch="auto"`` it narrows the ladder to that one rung.
-        noise_price: lambda >= 0 of the plan: higher buys less noise with more bytes.
+        noise_price: lambda >= 0 of the plan: higher buys less noise with more bytes. A codec
+            chosen by name is used at any price on the inputs of weight gradients.
         inductor: settings of ``torch._inductor.config`` for the inner compiler, as in
             ``torch.compile(..., options=...)`` with ``backend="inductor"``.
     """
@@ -61,8 +63,11 @@ class Options:
         _check_choice("distribution", self.distribution, DISTRIBUTIONS)
         if self.bits is not None and (type(self.bits) is not int or self.bits not in BITS):
             raise OptionError("bits", self.bits, f"one of {list(BITS)}")
-        if self.probes is not None and (type(self.probes) is not int or self.probes < 1):
-            raise OptionError("probes", self.probes, "an int >= 1, the number of probing vectors")
+        if self.probes is not None and (
+            type(self.probes) is not int or not 1 <= self.probes <= MAX_PROBES
+        ):
+            allowed = f"an int from 1 to {MAX_PROBES}, the number of probing vectors"
+            raise OptionError("probes", self.probes, allowed)
         if isinstance(self.noise_price, bool) or not isinstance(self.noise_price, (int, float)):
             raise OptionError("noise_price", self.noise_price, "a number >= 0")
         if not 0 <= self.noise_price < float("inf"):

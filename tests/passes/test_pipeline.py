@@ -195,9 +195,6 @@ def test_the_users_checkpoint_regions_are_recomputed(toy, policy, action):
     assert {d.node: d.action for d in plan.decisions}["mm"] is action
 
 
-@pytest.mark.xfail(
-    strict=True, reason="regions in a row are all rebuilt from the first one's input"
-)
 def test_a_value_between_two_checkpoint_regions_is_kept(toy):
     """As torch's own partitioner does (``cleanup_recompute_tags``, 2.13)."""
     joint = toy.capture(

@@ -23,6 +23,7 @@ def value(node, nbytes=1000, **changes):
         node=node,
         inputs=(),
         nbytes=nbytes,
+        size_known=True,
         keep_nbytes=nbytes,
         recompute_cost=None,
         ban_reason="costly op",

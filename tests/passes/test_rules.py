@@ -15,7 +15,12 @@ def test_a_linear_use_is_a_leaf_of_sensitivity_one_unless_told():
 
 def test_rules_need_linear_uses_alone():
     rules = Rules(linear={})
-    assert (rules.exposures, rules.lowerings, rules.primitives, rules.audited) == ({}, {}, {}, {})
+    assert (rules.exposures, rules.lowerings, rules.primitives, rules.audited) == (
+        {},
+        {},
+        {},
+        frozenset(),
+    )
     assert (rules.codecs, rules.path_codecs) == ((), ())
     assert (rules.packing, rules.expand_seeds, rules.channels_last) == (None, None, False)
 

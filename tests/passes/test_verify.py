@@ -118,7 +118,16 @@ class TestPlanned:
     def test_either_tag_will_do(self, joint, tag):
         for name in ("cos", "t"):
             node_of(joint, name).meta["recompute"] = tag
+        node_of(joint, "mm").meta["recompute"] = _torch.MUST_SAVE
         verify_planned(joint, "sketch")
+
+    def test_what_is_remade_reads_nothing_that_is_gone(self, joint):
+        for name in ("cos", "t"):
+            node_of(joint, name).meta["recompute"] = _torch.MUST_RECOMPUTE
+        assert error_of(verify_planned, joint, "sketch") == (
+            "after pass 'sketch': cos (aten.cos.default) reads mm, "
+            "which is neither kept nor recomputed"
+        )
 
     def test_a_tag_for_a_preference_will_not(self, joint):
         policy = torch.utils.checkpoint.CheckpointPolicy.PREFER_SAVE

@@ -81,9 +81,6 @@ def test_noise_on_the_path_of_the_gradient_is_dearer():
     assert min(dear) > max(cheap)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a use that may be on the path loses its price to a codec chosen by name"
-)
 def test_a_codec_chosen_by_name_does_not_make_noise_on_the_path_free():
     graph = fx.Graph()
     x, weight, grad = map(graph.placeholder, ("primals_1", "primals_2", "tangents_1"))
@@ -103,7 +100,7 @@ def test_a_codec_chosen_by_name_does_not_make_noise_on_the_path_free():
 
 
 def test_convolutions_are_what_is_audited():
-    assert make_rules(Options()).audited == {xconv.conv_weight_grad.default: "convolution"}
+    assert make_rules(Options()).audited == {xconv.conv_weight_grad.default}
 
 
 def test_exposed_ops_are_traced_whole_and_decomposed_only_in_an_exact_graph():
@@ -246,10 +243,7 @@ POINTWISE = {
 
 
 @pytest.mark.parametrize("op", POINTWISE, ids=str)
-def test_a_pointwise_backward_keeps_its_numbers(op, request):
-    if op is aten.elu_backward.default:
-        reason = "what elu saved is its last argument, and the exposure takes the second"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_a_pointwise_backward_keeps_its_numbers(op):
     saved = randn(4, 50).tanh()
     args = [randn(4, 50), *(saved if arg is SAVED else arg for arg in POINTWISE[op])]
     # aten multiplies by a float32 1/6

@@ -38,7 +38,7 @@ LINEAR_USES: dict[Any, tuple[LinearUse, ...]] = {
     **norms.LINEAR_USES,
     **pointwise.LINEAR_USES,
 }
-AUDITED: dict[Any, str] = {torch.ops.xconv.conv_weight_grad.default: "convolution"}
+AUDITED = frozenset({torch.ops.xconv.conv_weight_grad.default})
 
 
 def make_rules(options: Options, *, channels_last: bool = False) -> Rules:

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 
 from passes import LinearUse
+from xconv_fx.rules.norms import PATH_SENSITIVITY
 
 LINEAR_USES: dict[Any, tuple[LinearUse, ...]] = {
-    torch.ops.aten.mm.default: (LinearUse(0, on_path=None), LinearUse(1, on_path=None)),
+    torch.ops.aten.mm.default: tuple(
+        LinearUse(arg, on_path=None, path_sensitivity=PATH_SENSITIVITY) for arg in (0, 1)
+    ),
 }

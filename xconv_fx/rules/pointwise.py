@@ -44,12 +44,14 @@ def derivative_exposure(decomposition: Callable[..., Any]) -> Callable[..., Any]
     """Return the exposure of a pointwise backward ``f(grad, saved, ...)`` linear in grad.
 
     Args:
-        decomposition: the backward in plain ops; its second argument is what it saved.
+        decomposition: the backward in plain ops; of its arguments after the first, the only
+            tensor is what it saved, at whatever place.
     """
 
-    def expose(grad_output: Tensor, saved: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        ones = torch.ones_like(_opmath(saved))
-        derivative = decomposition(ones, _opmath(saved), *args, **kwargs)
+    def expose(grad_output: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        wide = [_opmath(arg) if isinstance(arg, Tensor) else arg for arg in args]
+        saved = next(arg for arg in wide if isinstance(arg, Tensor))
+        derivative = decomposition(torch.ones_like(saved), *wide, **kwargs)
         grad: Tensor = xconv.scale_grad(grad_output, derivative)
         return grad
 

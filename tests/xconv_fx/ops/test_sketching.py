@@ -61,5 +61,7 @@ def test_fake_implementations_refuse_what_they_cannot_mean():
     fake = torch.empty(2, 3, device="meta")
     with pytest.raises(ValueError, match=r"dim_order \[0, 0\] is no permutation of the 2 dim"):
         sketching.quantize_op(fake, torch.empty((), device="meta").long(), 2, 16, [0, 0])
-    with pytest.raises(TypeError, match=r"xconv::pack expects booleans or integers, got torch.float"):
+    with pytest.raises(
+        TypeError, match=r"xconv::pack expects booleans or integers, got torch.float"
+    ):
         sketching.pack(fake, 1, [0, 1])

@@ -6,9 +6,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from passes.rules import Codec
 from xconv_fx.errors import OptionError
 from xconv_fx.ops import DECOMPOSITIONS
-from passes.rules import Codec
 from xconv_fx.sketches.codecs import Pack, Probe, Quantize, next_power_of_two
 
 PLAIN, LAST = [0, 1, 2, 3], [0, 2, 3, 1]
