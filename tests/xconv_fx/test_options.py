@@ -98,11 +98,13 @@ def test_the_users_mapping_is_left_alone():
         ),
         (
             {"sketch": "independent", "probes": 2.0},
-            "option 'probes' got 2.0; allowed: an int from 1 to 65536, the number of probing vectors",
+            "option 'probes' got 2.0; "
+            "allowed: an int from 1 to 65536, the number of probing vectors",
         ),
         (
             {"sketch": "independent", "probes": True},
-            "option 'probes' got True; allowed: an int from 1 to 65536, the number of probing vectors",
+            "option 'probes' got True; "
+            "allowed: an int from 1 to 65536, the number of probing vectors",
         ),
         ({"noise_price": "0.1"}, "option 'noise_price' got '0.1'; allowed: a number >= 0"),
         ({"noise_price": False}, "option 'noise_price' got False; allowed: a number >= 0"),
