@@ -15,6 +15,7 @@ from torch import fx
 from torch._functorch import config as functorch_config  # 2.13
 from torch._functorch.compile_utils import fx_graph_cse  # 2.13
 from torch._functorch.partitioners import cleanup_recompute_tags  # 2.13
+from torch._guards import TracingContext, tracing  # 2.13
 from torch._subclasses.fake_tensor import FakeTensorMode  # 2.13
 from torch.utils.checkpoint import CheckpointPolicy
 
@@ -67,6 +68,17 @@ def tracing_over(mode: FakeTensorMode) -> Iterator[None]:
     run in exactly the dtypes they were written for (``torch._C._DisableAutocast``, 2.13).
     """
     with mode, torch.no_grad(), torch._C._DisableAutocast():
+        yield
+
+
+@contextlib.contextmanager
+def partitioning(graph: fx.Graph) -> Iterator[None]:
+    """Give torch's partitioner the tracing context it may ask for a fake mode (2.13).
+
+    While a graph is being compiled there is one; for a count made later there is not.
+    """
+    context = TracingContext.try_get() or TracingContext(fake_mode_of(graph))
+    with tracing(context):
         yield
 
 

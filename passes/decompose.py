@@ -99,7 +99,7 @@ class Inserter:
             through.
         """
         leaves, spec = pytree.tree_flatten(list(args))
-        nodes = [leaf for leaf in leaves if isinstance(leaf, fx.Node)]
+        nodes = _in_graph_order(leaves)
         key = _signature(function, leaves, spec)
         if key is not None and key in self._traces:
             trace = self._traces[key]
@@ -127,8 +127,8 @@ def _trace(
     out_spec: list[pytree.TreeSpec] = []
 
     def flat_function(*values: Any) -> list[Any]:
-        remaining = iter(values)
-        filled = [next(remaining) if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
+        by_node = dict(zip(_in_graph_order(leaves), values, strict=True))
+        filled = [by_node[leaf] if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
         result = function(*pytree.tree_unflatten(filled, spec))
         if result is NotImplemented:
             return []
@@ -136,11 +136,20 @@ def _trace(
         out_spec.append(result_spec)
         return flat
 
-    values = [leaf.meta["val"] for leaf in leaves if isinstance(leaf, fx.Node)]
+    values = [node.meta["val"] for node in _in_graph_order(leaves)]
     with _torch.tracing_over(mode):
         module = make_fx(flat_function, decomposition_table=table)(*values)
     module.graph.eliminate_dead_code()
     return _Trace(module, out_spec[-1]) if out_spec else None
+
+
+def _in_graph_order(leaves: list[Any]) -> list[fx.Node]:
+    """The nodes among ``leaves``, each once, those computed first in front.
+
+    A symbolic size is read off the first value that has it: off a forward value, then, and not
+    off a gradient of the same size.
+    """
+    return sorted(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, fx.Node)))
 
 
 def _splice(trace: _Trace, nodes: list[fx.Node], before: fx.Node, provenance: fx.Node) -> Any:
@@ -175,7 +184,9 @@ def _signature(function: Callable[..., Any], leaves: list[Any], spec: pytree.Tre
             return None
         else:
             described.append((type(leaf), repr(leaf) if isinstance(leaf, float) else leaf))
-    return function, tuple(described), str(spec)
+    rank = {node: i for i, node in enumerate(_in_graph_order(leaves))}
+    order = tuple(rank[leaf] for leaf in leaves if isinstance(leaf, fx.Node))
+    return function, tuple(described), order, str(spec)
 
 
 @dataclass(frozen=True)

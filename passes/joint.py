@@ -71,6 +71,11 @@ class JointGraph:
         pairs = zip(primals, gradients, strict=True)
         return [p for p, g in pairs if g is None and p not in static]
 
+    def held_inputs(self) -> frozenset[str]:
+        """Names of the inputs that are alive whatever the backward keeps."""
+        held = (*self.static_inputs(), *self.caller_held_inputs())
+        return frozenset(node.name for node in held)
+
     def backward_nodes(self) -> dict[fx.Node, None]:
         """Every node that depends on a tangent, in graph order (a dict used as ordered set)."""
         found: dict[fx.Node, None] = {}

@@ -41,8 +41,9 @@ def _copy_convolution_inputs(forward: fx.GraphModule) -> None:
 
     Inductor (2.13) lays a kept input of a convolution out channels-last in place: the copy is
     returned for the backward, and every weight is held twice until then. It has to make the copy
-    in any case; made here, it is gone after the convolution. It reads the input through
-    ``as_strided``, which Inductor takes as a sign to leave the input's own layout alone.
+    in any case; made here, it is gone after the convolution. An ``as_strided`` of the input is
+    what makes Inductor leave the input's own layout alone. Its offset is absolute in the storage,
+    which a caller may change, so it is a view of no elements, joined in front of the copy.
     """
     kept = {n for n in output_node(forward.graph).all_input_nodes if n.op == "placeholder"}
     for node in forward.graph.find_nodes(
@@ -57,5 +58,5 @@ def _copy_convolution_inputs(forward: fx.GraphModule) -> None:
 
 
 def _to_channels_last(x: torch.Tensor) -> torch.Tensor:
-    as_it_is = torch.as_strided(x, x.shape, x.stride(), 0)
-    return as_it_is.clone(memory_format=torch.channels_last)
+    nothing = torch.as_strided(x, [0, *x.shape[1:]], x.stride(), 0)
+    return torch.cat([nothing, x]).clone(memory_format=torch.channels_last)

@@ -74,13 +74,14 @@ def partition(joint: JointGraph, joint_inputs: Any, **kwargs: Any) -> Partition:
 def partition_exact(joint: JointGraph, joint_inputs: Any, **kwargs: Any) -> Partition:
     """Split a joint graph as torch does by default: the counterfactual, and the fallback."""
     work = joint.copy()
-    forward, backward = min_cut_rematerialization_partition(
-        work.module,
-        joint_inputs,
-        num_fwd_outputs=joint.num_fwd_outputs,
-        static_lifetime_input_indices=list(joint.static_input_indices),
-        **kwargs,
-    )
+    with _torch.partitioning(work.graph):
+        forward, backward = min_cut_rematerialization_partition(
+            work.module,
+            joint_inputs,
+            num_fwd_outputs=joint.num_fwd_outputs,
+            static_lifetime_input_indices=list(joint.static_input_indices),
+            **kwargs,
+        )
     return Partition(forward, backward, joint.num_fwd_outputs)
 
 

@@ -78,7 +78,8 @@ class Report:
         values: one row for each value kept between forward and backward, the seeds left out.
         exact_convolutions: the convolutions that were left exact.
         num_sketched_convolutions: convolutions whose weight gradient is estimated.
-        kept_nbytes: bytes kept between forward and backward, graph inputs left out.
+        kept_nbytes: bytes kept between forward and backward; parameters, buffers and batch data
+            left out.
         num_recomputed: values recomputed in the backward.
         notes: remarks about the graph as a whole.
         exact: why the graph was compiled exactly; None if it was not.
@@ -92,14 +93,15 @@ class Report:
     notes: tuple[str, ...]
     exact: str | None
     _partition_exact: Callable[[], Partition] = field(repr=False, compare=False)
+    _held_inputs: frozenset[str] = field(repr=False, compare=False, default=frozenset())
 
     @functools.cached_property
     def stock_nbytes(self) -> int:
-        """Bytes that torch's default partition of the same graph keeps, inputs left out.
+        """Bytes that torch's default partition of the same graph keeps, counted alike.
 
         Partitions the graph once more, on first use.
         """
-        return kept_nbytes(self._partition_exact())
+        return kept_nbytes(self._partition_exact(), self._held_inputs)
 
     @property
     def ratio(self) -> float:
@@ -185,23 +187,38 @@ def make_report(outcome: Outcome, rules: Rules, partition_exact: Callable[[], Pa
         values=tuple(_value_row(nodes[d.node], d) for d in kept),
         exact_convolutions=(*exact, *_frozen_rows(joint, gradients)),
         num_sketched_convolutions=len(gradients) - len(exact),
-        kept_nbytes=kept_nbytes(outcome.split),
+        kept_nbytes=kept_nbytes(outcome.split, joint.held_inputs()),
         num_recomputed=outcome.plan.counts().get(Action.RECOMPUTE.value, 0),
         notes=tuple(notes),
         exact=None,
         _partition_exact=partition_exact,
+        _held_inputs=joint.held_inputs(),
     )
 
 
-def make_exact_report(split: Partition, reason: str) -> Report:
+def make_exact_report(split: Partition, held_inputs: frozenset[str], reason: str) -> Report:
     """Describe a graph that was compiled exactly, and why."""
-    return Report((), (), 0, kept_nbytes(split), 0, (), reason, lambda: split)
+    return Report(
+        values=(),
+        exact_convolutions=(),
+        num_sketched_convolutions=0,
+        kept_nbytes=kept_nbytes(split, held_inputs),
+        num_recomputed=0,
+        notes=(),
+        exact=reason,
+        _partition_exact=lambda: split,
+        _held_inputs=held_inputs,
+    )
 
 
-def kept_nbytes(split: Partition) -> int:
-    """Bytes of the tensors kept between forward and backward, graph inputs left out."""
+def kept_nbytes(split: Partition, held_inputs: frozenset[str]) -> int:
+    """Bytes of the tensors kept between forward and backward.
+
+    Parameters, buffers and batch data are left out: they are alive anyway. An input that gets a
+    gradient counts, being an activation of an earlier graph.
+    """
     kept = dict.fromkeys(split.kept_nodes())
-    vals = [tensor_val(node) for node in kept if node.op != "placeholder"]
+    vals = [tensor_val(node) for node in kept if node.name not in held_inputs]
     return sum(tensor_nbytes(val) or 0 for val in vals if val is not None)
 
 

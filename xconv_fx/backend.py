@@ -108,7 +108,9 @@ class _PartitionFunction:
             log.warning("compiling this graph exactly: %s: %s", type(error).__name__, error)
             log.debug("the passes failed", exc_info=True)
             split = partition_exact()
-            report = audit.make_exact_report(split, f"{type(error).__name__}: {error}")
+            report = audit.make_exact_report(
+                split, joint.held_inputs(), f"{type(error).__name__}: {error}"
+            )
         audit.publish(report)
         _torch.emit_artifact("xconv_report", report.__str__)
         return split.forward, split.backward
@@ -122,7 +124,9 @@ class _PartitionFunction:
     ) -> tuple[Partition, audit.Report]:
         if not has_convolution(joint.graph):
             split = partition_exact()
-            return split, audit.make_exact_report(split, "no convolution in this graph")
+            return split, audit.make_exact_report(
+                split, joint.held_inputs(), "no convolution in this graph"
+            )
         channels_last = self.inner == "inductor" and _torch.inductor_prefers_channels_last(
             joint.module
         )

@@ -304,3 +304,13 @@ def test_insert_returns_the_structure_of_the_function(toy):
     )
     assert [made["sum"].target, made["scaled"][0].target] == [aten.add.Tensor, aten.mul.Tensor]
     assert [n.name for n in joint.graph.nodes] == ["primals_1", "sin", "add", "mul", "output"]
+
+def test_a_remembered_trace_is_not_used_for_arguments_in_another_order(toy):
+    b = toy.Builder()
+    x, y = b.input("primals_1", 2), b.input("primals_2", 2)
+    first, second = b.call(aten.sub.Tensor, x, y), b.call(aten.sub.Tensor, y, x)
+    joint = b.joint([first, second], [])
+    taken_apart = decompose(joint.module, {aten.sub.Tensor: lambda a, b: a + (-1) * b}, {})
+    values = torch.tensor([1.0, 2.0]), torch.tensor([5.0, 9.0])
+    got = taken_apart(*values)
+    assert [g.tolist() for g in got] == [[-4.0, -7.0], [4.0, 7.0]]

@@ -40,8 +40,8 @@ def norm_input_grad(
         The input gradient, in shape and dtype of ``grad_normalized``.
     """
     shape, dtype = grad_normalized.shape, grad_normalized.dtype
-    g = _opmath(grad_normalized).reshape(list(stat_size))
-    h = _opmath(normalized).reshape(list(stat_size))
+    g = opmath(grad_normalized).reshape(list(stat_size))
+    h = opmath(normalized).reshape(list(stat_size))
     mean_g = g.mean(list(dims), keepdim=True)
     mean_gh = (g * h).mean(list(dims), keepdim=True)
     return (rstd * (g - mean_g - h * mean_gh)).reshape(shape).to(dtype)
@@ -58,7 +58,8 @@ def norm_weight_grad(grad_output: Tensor, normalized: Tensor, dims: Sequence[int
     Returns:
         The gradient, in float32 for half types.
     """
-    return (_opmath(grad_output) * _opmath(normalized)).sum(list(dims))
+    product = opmath(grad_output) * opmath(normalized)
+    return product.sum(list(dims)) if dims else product
 
 
 def scale_grad(grad_output: Tensor, derivative: Tensor) -> Tensor:
@@ -71,10 +72,11 @@ def scale_grad(grad_output: Tensor, derivative: Tensor) -> Tensor:
     Returns:
         ``grad_output * derivative`` in the dtype of ``grad_output``.
     """
-    return (_opmath(grad_output) * _opmath(derivative)).to(grad_output.dtype)
+    return (opmath(grad_output) * opmath(derivative)).to(grad_output.dtype)
 
 
-def _opmath(x: Tensor) -> Tensor:
+def opmath(x: Tensor) -> Tensor:
+    """Widen a half type to float32, in which products and sums are taken; leave others alone."""
     return x.to(torch.float32) if x.dtype in (torch.bfloat16, torch.float16) else x
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import xconv_fx.ops  # noqa: F401  registers torch.ops.xconv
 from passes import LinearUse
+from xconv_fx.ops.derivatives import opmath
 
 aten = torch.ops.aten
 xconv = torch.ops.xconv
@@ -63,7 +63,7 @@ def expose_batch_norm_backward(
         assert running_var is not None
         mean, rstd = running_mean, torch.rsqrt(running_var + eps)
     mean, rstd = mean.reshape(channel), rstd.reshape(channel)
-    normalized = (_opmath(input) - mean) * rstd
+    normalized = (opmath(input) - mean) * rstd
     grad_normalized = grad_output if weight is None else grad_output * weight.reshape(channel)
     grad_input = None
     if output_mask[0] and train:
@@ -105,7 +105,7 @@ def expose_group_norm_backward(
     dims = [0, *range(2, input.dim())]
     stat_size = [N, group, C // group * HxW]
     mean, rstd = mean.reshape(N, group, 1), rstd.reshape(N, group, 1)
-    grouped = _opmath(input).reshape(stat_size)
+    grouped = opmath(input).reshape(stat_size)
     normalized = ((grouped - mean) * rstd).reshape(input.shape)
     grad_normalized = grad_output if weight is None else grad_output * weight.reshape(channel)
     grad_input = None
@@ -141,7 +141,7 @@ def expose_layer_norm_backward(
     del bias
     num_outer = input.dim() - len(normalized_shape)
     inner = list(range(num_outer, input.dim()))
-    normalized = (_opmath(input) - mean) * rstd
+    normalized = (opmath(input) - mean) * rstd
     grad_normalized = grad_output if weight is None else grad_output * weight
     grad_input = None
     if output_mask[0]:
@@ -164,12 +164,8 @@ def _affine_grads(
     if output_mask[1]:
         grad_weight = xconv.norm_weight_grad(grad_output, normalized, dims).to(dtype)
     if output_mask[2]:
-        grad_bias = (_opmath(grad_output).sum(list(dims)) if dims else grad_output).to(dtype)
+        grad_bias = (opmath(grad_output).sum(list(dims)) if dims else grad_output).to(dtype)
     return grad_weight, grad_bias
-
-
-def _opmath(x: Tensor) -> Tensor:
-    return x.to(torch.float32) if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _expose_batch_norm_backward_with_reserve(

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import xconv_fx.ops  # noqa: F401  registers torch.ops.xconv
 from passes import LinearUse
 from xconv_fx import _torch
+from xconv_fx.ops.derivatives import opmath
 from xconv_fx.rules.norms import PATH_SENSITIVITY
 
 aten = torch.ops.aten
@@ -49,7 +49,7 @@ def derivative_exposure(decomposition: Callable[..., Any]) -> Callable[..., Any]
     """
 
     def expose(grad_output: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        wide = [_opmath(arg) if isinstance(arg, Tensor) else arg for arg in args]
+        wide = [opmath(arg) if isinstance(arg, Tensor) else arg for arg in args]
         saved = next(arg for arg in wide if isinstance(arg, Tensor))
         derivative = decomposition(torch.ones_like(saved), *wide, **kwargs)
         grad: Tensor = xconv.scale_grad(grad_output, derivative)
@@ -69,10 +69,6 @@ def expose_prelu_backward(
     grad_input = torch.where(positive, grad_output, weight * grad_output)
     negative = torch.where(positive, torch.zeros_like(input), input)
     return grad_input, xconv.scale_grad(grad_output, negative)
-
-
-def _opmath(x: Tensor) -> Tensor:
-    return x.to(torch.float32) if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 EXPOSURES: dict[Any, Callable[..., Any]] = {
