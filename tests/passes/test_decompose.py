@@ -305,6 +305,7 @@ def test_insert_returns_the_structure_of_the_function(toy):
     assert [made["sum"].target, made["scaled"][0].target] == [aten.add.Tensor, aten.mul.Tensor]
     assert [n.name for n in joint.graph.nodes] == ["primals_1", "sin", "add", "mul", "output"]
 
+
 def test_a_remembered_trace_is_not_used_for_arguments_in_another_order(toy):
     b = toy.Builder()
     x, y = b.input("primals_1", 2), b.input("primals_2", 2)
