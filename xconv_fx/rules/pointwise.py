@@ -51,7 +51,10 @@ def derivative_exposure(decomposition: Callable[..., Any]) -> Callable[..., Any]
     def expose(grad_output: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         wide = [opmath(arg) if isinstance(arg, Tensor) else arg for arg in args]
         saved = next(arg for arg in wide if isinstance(arg, Tensor))
-        derivative = decomposition(torch.ones_like(saved), *wide, **kwargs)
+        # A gradient of one everywhere, without sizes: a symbolic size could be read off the
+        # incoming gradient, and the derivative would then depend on it.
+        one = torch.ones((), dtype=saved.dtype, device=saved.device)
+        derivative = decomposition(one, *wide, **kwargs)
         grad: Tensor = xconv.scale_grad(grad_output, derivative)
         return grad
 
@@ -67,7 +70,7 @@ def expose_prelu_backward(
     """
     positive = input > 0
     grad_input = torch.where(positive, grad_output, weight * grad_output)
-    negative = torch.where(positive, torch.zeros_like(input), input)
+    negative = torch.where(positive, 0.0, input)
     return grad_input, xconv.scale_grad(grad_output, negative)
 
 
