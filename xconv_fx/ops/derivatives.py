@@ -26,7 +26,7 @@ def norm_input_grad(
     With g the gradient of the normalised input h, and means over ``dims``:
     ``dx = rstd * (g - mean(g) - h * mean(g * h))`` (Ioffe and Szegedy, arXiv 1502.03167,
     section 3). Linear in h but for the last term, where h meets its own mean: an unbiased
-    stand-in for h adds ``rstd * g * Var(h) / n`` to the expectation, n being the number of
+    stand-in for h takes ``rstd * g * Var(h) / n`` from the expectation, n being the number of
     elements the statistics are taken over.
 
     Args:
