@@ -291,7 +291,7 @@ def _why_exact(cost: ValueCost, decision: Decision | None) -> str | None:
         return f"its input {cost.node} is an input of the graph, which the caller holds anyway"
     if decision is not None and decision.action is Action.RECOMPUTE:
         made_from = ", ".join(cost.inputs)
-        return f"its input {cost.node} is rebuilt exactly from what is kept anyway ({made_from})"
+        return f"its input {cost.node} is rebuilt exactly in the backward, from {made_from}"
     if cost.raw_users:
         users = ", ".join(cost.raw_users)
         return f"its input {cost.node} is kept because the backward needs its values ({users})"

@@ -175,7 +175,7 @@ class TestReasons:
                 return (self.body(y) * y.square()).sum()
 
         reason = reasons(report_of(Model()))["body.1"]
-        assert reason == "its input relu is rebuilt exactly from what is kept anyway (convolution)"
+        assert reason == "its input relu is rebuilt exactly in the backward, from convolution"
 
     def test_a_value_whose_exact_values_the_backward_needs(self):
         class Model(Two):
