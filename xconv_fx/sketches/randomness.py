@@ -45,10 +45,10 @@ def key_schedule(seeds: Tensor) -> Tensor:
     """Derive what every draw needs from its seed, for all the seeds of a graph at once.
 
     Args:
-        seeds: int64 tensor ``(S,)`` in [0, 2**62).
+        seeds: int64 tensor of any shape in [0, 2**62).
 
     Returns:
-        int32 tensor ``(S, 8)`` in [0, 2**16): six round keys, then the halves that whiten rows
+        int32 tensor ``(*seeds.shape, 8)`` in [0, 2**16): six round keys, then the halves that whiten rows
         and columns.
     """
     # Products stay below 2**61: 30-bit material times 31-bit multipliers.
@@ -58,19 +58,19 @@ def key_schedule(seeds: Tensor) -> Tensor:
         for multiplier, constant in zip(_KEY_MULTIPLIERS, _KEY_CONSTANTS, strict=True)
     ]
     whitening = [torch.bitwise_right_shift(seeds, 16) & _LOW_16, seeds & _LOW_16]
-    return torch.stack([*keys, *whitening], 1).to(torch.int32)
+    return torch.stack([*keys, *whitening], -1).to(torch.int32)
 
 
 def schedule_of(seed: Tensor) -> Tensor:
     """Return the schedule behind a seed: a row of :func:`key_schedule`, or its own.
 
     Args:
-        seed: 0-dim int64 tensor in [0, 2**62), or int32 tensor ``(8,)`` from a key schedule.
+        seed: int64 tensor in [0, 2**62), or int32 tensor ``(8,)`` from a key schedule.
 
     Returns:
-        int32 tensor ``(8,)``.
+        int32 tensor ``(8,)``; with a leading dimension for each of int64 ``seed``.
     """
-    return seed if seed.dim() == 1 else key_schedule(seed.view(1))[0]
+    return seed if seed.dtype == torch.int32 else key_schedule(seed)
 
 
 def round_keys(schedule: Tensor, stream: int = 0) -> tuple[Tensor, ...]:
@@ -83,7 +83,7 @@ def round_keys(schedule: Tensor, stream: int = 0) -> tuple[Tensor, ...]:
     Returns:
         One 0-dim int32 tensor in [0, 2**16) a round.
     """
-    keys = [schedule[i] for i in range(_NUM_ROUNDS)]
+    keys = [schedule[..., i] for i in range(_NUM_ROUNDS)]
     if stream == 0:
         return tuple(keys)
     turns = [(stream * multiplier >> 7) & _LOW_16 for multiplier in _KEY_MULTIPLIERS]
@@ -138,7 +138,7 @@ def start_rows(row: Tensor, seed: Tensor, *, stream: int = 0, row_bits: int = 48
     keys = round_keys(schedule, stream)
     keys = _mix_high_words(keys, row, row_bits, _HIGH_ROW_MULTIPLIERS)
     return RowState(
-        keys, _low_word(row, row_bits) ^ schedule[_NUM_ROUNDS], schedule[_NUM_ROUNDS + 1]
+        keys, _low_word(row, row_bits) ^ schedule[..., _NUM_ROUNDS], schedule[..., _NUM_ROUNDS + 1]
     )
 
 
