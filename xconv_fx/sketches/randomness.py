@@ -48,8 +48,8 @@ def key_schedule(seeds: Tensor) -> Tensor:
         seeds: int64 tensor of any shape in [0, 2**62).
 
     Returns:
-        int32 tensor ``(*seeds.shape, 8)`` in [0, 2**16): six round keys, then the halves that whiten rows
-        and columns.
+        int32 tensor ``(*seeds.shape, 8)`` in [0, 2**16): six round keys, then the halves that
+        whiten rows and columns.
     """
     # Products stay below 2**61: 30-bit material times 31-bit multipliers.
     material = torch.bitwise_right_shift(seeds, 32) ^ 0x2A5F3C71
