@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -230,7 +230,7 @@ def _split_uses(
         positions = [i for i, arg in enumerate(user.args) if node in argument_nodes(arg)]
         in_kwargs = any(node in argument_nodes(arg) for arg in user.kwargs.values())
         if len(positions) == 1 and positions[0] in uses and not in_kwargs:
-            linear.append((user, uses[positions[0]]))
+            linear.append((user, _settle(user, uses[positions[0]])))
         else:
             raw.append(user.name)
     return linear, raw
@@ -248,14 +248,14 @@ def _codec_costs(
         return (), "its size is unknown at compile time"
     if _in_sequence([user for user, _ in linear]):
         return (), "one of its uses feeds another, and the product of their noise is no zero"
-    on_path = any(_is_on_path(user, use) for user, use in linear)
+    on_path = any(use.on_path for _, use in linear)
     codecs = rules.path_codecs if on_path else rules.codecs
     shape = hinted_shape(val)
     reasons = [codec.supports(shape, val.dtype) for codec in codecs]
     fitting = [c for c, reason in zip(codecs, reasons, strict=True) if reason is None]
     if not fitting:
         return (), next((r for r in reasons if r), "no codec is configured")
-    sensitivity = sum(_sensitivity(user, use) for user, use in linear)
+    sensitivity = sum(use.sensitivity for _, use in linear)
     priced = [
         CodecCost(c, c.nbytes(shape, val.dtype), c.noise(shape), sensitivity) for c in fitting
     ]
@@ -266,15 +266,17 @@ def _codec_costs(
     return smaller, None
 
 
-def _sensitivity(user: fx.Node, use: LinearUse) -> float:
-    unsure = use.on_path is None and _is_on_path(user, use)
-    return use.path_sensitivity if unsure else use.sensitivity
-
-
-def _is_on_path(user: fx.Node, use: LinearUse) -> bool:
-    """Whether noise in this use reaches gradients upstream, and not one output alone."""
+def _settle(user: fx.Node, use: LinearUse) -> LinearUse:
+    """Find out from the graph what a rule leaves open: whether the use is on the path."""
     if use.on_path is not None:
-        return use.on_path
+        return use
+    on_path = _reaches_further_gradients(user)
+    sensitivity = use.path_sensitivity if on_path else use.sensitivity
+    return replace(use, on_path=on_path, sensitivity=sensitivity)
+
+
+def _reaches_further_gradients(user: fx.Node) -> bool:
+    """Whether a backward node's result does more than become an output, viewed or cast."""
     queue, seen = [user], {user}
     while queue:
         node = queue.pop()

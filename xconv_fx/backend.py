@@ -111,8 +111,7 @@ class _PartitionFunction:
             report = audit.make_exact_report(
                 split, joint.held_inputs(), f"{type(error).__name__}: {error}"
             )
-        audit.publish(report)
-        _torch.emit_artifact("xconv_report", report.__str__)
+        _announce(report)
         return split.forward, split.backward
 
     def _sketched(
@@ -140,6 +139,15 @@ class _PartitionFunction:
             **kwargs,
         )
         return outcome.split, audit.make_report(outcome, rules, partition_exact)
+
+
+def _announce(report: audit.Report) -> None:
+    """Publish a report; its text partitions the graph once more, which must not end training."""
+    try:
+        audit.publish(report)
+        _torch.emit_artifact("xconv_report", report.__str__)
+    except Exception:  # noqa: BLE001  the graph is compiled, only its description failed
+        log.warning("the report of this graph could not be written", exc_info=True)
 
 
 def has_convolution(graph: fx.Graph) -> bool:

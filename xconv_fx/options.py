@@ -12,13 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xconv_fx.errors import OptionError
-from xconv_fx.sketches.codecs import MAX_PROBES
+from xconv_fx.sketches.codecs import ALLOWED_BITS, MAX_PROBES
+from xconv_fx.sketches.probing import DISTRIBUTIONS, MODES
 
 INNERS = ("inductor", "aot_eager")
-PROBINGS = ("independent", "multichannel", "orthogonal")
-SKETCHES = ("auto", "quantize", *PROBINGS)
-DISTRIBUTIONS = ("gaussian", "rademacher")
-BITS = (8, 4, 2, 1)
+SKETCHES = ("auto", "quantize", *MODES)
 
 # Bytes, as a share of a value's own, worth paying per unit of relative squared noise. With
 # the modelled noise of the ladder this picks 2 bits for an input of a convolution.
@@ -61,8 +59,8 @@ class Options:
         _check_choice("inner", self.inner, INNERS)
         _check_choice("sketch", self.sketch, SKETCHES)
         _check_choice("distribution", self.distribution, DISTRIBUTIONS)
-        if self.bits is not None and (type(self.bits) is not int or self.bits not in BITS):
-            raise OptionError("bits", self.bits, f"one of {list(BITS)}")
+        if self.bits is not None and (type(self.bits) is not int or self.bits not in ALLOWED_BITS):
+            raise OptionError("bits", self.bits, f"one of {list(ALLOWED_BITS)}")
         if self.probes is not None and (
             type(self.probes) is not int or not 1 <= self.probes <= MAX_PROBES
         ):
@@ -77,9 +75,9 @@ class Options:
         self._check_together()
 
     def _check_together(self) -> None:
-        probing = self.sketch in PROBINGS
+        probing = self.sketch in MODES
         if self.probes is not None and not probing:
-            allowed = f"only with sketch in {list(PROBINGS)} (here sketch={self.sketch!r})"
+            allowed = f"only with sketch in {list(MODES)} (here sketch={self.sketch!r})"
             raise OptionError("probes", self.probes, allowed)
         if self.bits is not None and probing:
             allowed = f"only with sketch='auto' or 'quantize' (here sketch={self.sketch!r})"

@@ -445,3 +445,16 @@ def test_a_report_tells_bytes_against_the_stock_partition(compile_xconv):
     assert report.kept_nbytes == sum(row.kept_nbytes for row in report.values)
     assert report.stock_nbytes > 4 * report.kept_nbytes
     assert report.ratio == report.kept_nbytes / report.stock_nbytes
+
+
+def test_a_report_that_cannot_be_written_does_not_end_training(monkeypatch, caplog, compile_xconv):
+    def fail(_report):
+        raise ZeroDivisionError("forced by the test")
+
+    monkeypatch.setattr("xconv_fx.audit.publish", fail)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    with caplog.at_level(logging.WARNING, logger="xconv_fx"):
+        compile_xconv(model)(batch()).sum().backward()
+    assert model[2].weight.grad is not None
+    logged = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert logged == ["the report of this graph could not be written"]

@@ -19,12 +19,13 @@ from torch import fx
 from passes import LinearUse, Rules
 from passes.rules import Codec
 from xconv_fx import _torch, ops
-from xconv_fx.options import BITS, PROBINGS, Options
+from xconv_fx.options import Options
 from xconv_fx.rules import convolution, linear, max_pool, norms, pointwise, shape_only
-from xconv_fx.sketches.codecs import Pack, Probe, Quantize
+from xconv_fx.sketches.codecs import ALLOWED_BITS, Pack, Probe, Quantize
+from xconv_fx.sketches.probing import MODES
 
 DEFAULT_PROBES = 16
-LADDER: tuple[Codec, ...] = tuple(Quantize(bits) for bits in BITS)
+LADDER: tuple[Codec, ...] = tuple(Quantize(bits) for bits in ALLOWED_BITS)
 
 EXPOSURES: dict[Any, Callable[..., Any]] = {
     **convolution.EXPOSURES,
@@ -74,7 +75,7 @@ def packing(node: fx.Node) -> Codec | None:
 
 def candidate_codecs(options: Options) -> tuple[Codec, ...]:
     """Return the sketches for inputs of weight gradients, most exact first."""
-    if options.sketch in PROBINGS:
+    if options.sketch in MODES:
         probes = DEFAULT_PROBES if options.probes is None else options.probes
         return (Probe(options.sketch, probes, options.distribution),)
     if options.bits is not None:
