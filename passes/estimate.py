@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from passes import _torch
+from passes.derive import Derivation, find_derivations, uses_served
 from passes.joint import JointGraph, argument_nodes, tensor_nbytes, tensor_val
 from passes.rules import Codec, LinearUse, Rules
 
@@ -80,10 +81,11 @@ class ValueCost:
         must_recompute: whether the user's checkpoint region asks for recomputation.
         raw_users: backward nodes that need its exact value.
         linear_users: backward nodes in which it enters linearly.
-        codecs: the sketches that fit it.
+        codecs: the sketches that fit it, where it has linear uses or others are derived from it.
         unsketchable: why a linear use has no codec; None otherwise.
         packing: the exact codec that keeps it in fewer bits; None otherwise.
         is_input: whether it is an input of the graph.
+        derivation: how it follows linearly from other values; None otherwise.
     """
 
     node: str
@@ -100,6 +102,7 @@ class ValueCost:
     unsketchable: str | None
     packing: Codec | None
     is_input: bool
+    derivation: Derivation | None = None
 
 
 @dataclass(frozen=True)
@@ -127,23 +130,56 @@ def estimate_costs(
         One row for each node that does not depend on a tangent.
     """
     backward = joint.backward_nodes()
-    free = {*joint.static_inputs(), *joint.caller_held_inputs()}
-    gradients = set(joint.bwd_outputs())
-    recomputed, saved = set(must_recompute), set(must_save)
-    rows = [
-        _value_cost(
-            node,
-            backward,
-            rules,
-            is_free=node in free,
-            is_gradient=node in gradients,
-            must_recompute=node.name in recomputed,
-            must_save=node.name in saved,
-        )
-        for node in joint.graph.nodes
-        if node.op != "output" and node not in backward
-    ]
-    return CostTable(tuple(rows))
+    free = frozenset({*joint.static_inputs(), *joint.caller_held_inputs()})
+    forward = [n for n in joint.graph.nodes if n.op != "output" and n not in backward]
+    uses = {node: _split_uses(node, backward, rules) for node in forward}
+    readers = _Readers.of(joint, uses, free)
+    request = _Request(
+        rules, free, frozenset(joint.bwd_outputs()), frozenset(must_recompute), frozenset(must_save)
+    )
+    return CostTable(tuple(_value_cost(node, *uses[node], readers, request) for node in forward))
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What every value's cost depends on."""
+
+    rules: Rules
+    free: frozenset[fx.Node]
+    gradients: frozenset[fx.Node]
+    must_recompute: frozenset[str]
+    must_save: frozenset[str]
+
+
+@dataclass(frozen=True)
+class _Readers:
+    """Who reads stand-ins of which value: by itself, or derived from it."""
+
+    settled: dict[fx.Node, list[LinearUse]]
+    derivations: dict[fx.Node, Derivation]
+    served: dict[str, tuple[fx.Node, ...]]
+
+    @classmethod
+    def of(
+        cls,
+        joint: JointGraph,
+        uses: dict[fx.Node, tuple[list[tuple[fx.Node, LinearUse]], list[str]]],
+        free: frozenset[fx.Node],
+    ) -> _Readers:
+        settled: dict[fx.Node, list[LinearUse]] = {}
+        own: dict[fx.Node, tuple[fx.Node, ...]] = {}
+        for node, (linear, _) in uses.items():
+            if linear and node not in free:
+                own[node] = tuple(user for user, _ in linear)
+                for user, use in linear:
+                    settled.setdefault(user, []).append(use)
+        derivations = find_derivations(joint, own, free)
+        return cls(settled, derivations, uses_served(derivations, own))
+
+    def behind(self, node: fx.Node) -> list[tuple[fx.Node, LinearUse]]:
+        """The uses that a sketch of this value would serve, with how much its noise counts."""
+        users = self.served.get(node.name, ())
+        return [(user, use) for user in users for use in self.settled[user]]
 
 
 def recompute_ban(node: fx.Node) -> str | None:
@@ -181,24 +217,27 @@ _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 def _value_cost(
     node: fx.Node,
-    backward: dict[fx.Node, None],
-    rules: Rules,
-    *,
-    is_free: bool,
-    is_gradient: bool,
-    must_recompute: bool,
-    must_save: bool,
+    linear: list[tuple[fx.Node, LinearUse]],
+    raw: list[str],
+    readers: _Readers,
+    request: _Request,
 ) -> ValueCost:
-    linear, raw = _split_uses(node, backward, rules)
-    if is_gradient:
-        raw.append("output")
+    raw = [*raw, "output"] if node in request.gradients else raw
     val = tensor_val(node)
     size = None if val is None else tensor_nbytes(val)
+    is_free = node in request.free
     nbytes = 0 if is_free or size is None else size
+    rules = request.rules
     packing = rules.packing(node) if val is not None and rules.packing is not None else None
-    codecs, unsketchable = _codec_costs(val, size, linear, rules)
-    ban = "kept by the user's checkpoint policy" if must_save else recompute_ban(node)
-    forced = must_recompute and recompute_ban(_source_of_item(node)) != "random op"
+    derivation = readers.derivations.get(node)
+    sketchable = bool(linear) or derivation is None
+    codecs, unsketchable = _codec_costs(
+        val, size, readers.behind(node) if sketchable and not is_free else [], rules
+    )
+    kept = node.name in request.must_save
+    ban = "kept by the user's checkpoint policy" if kept else recompute_ban(node)
+    asked = node.name in request.must_recompute
+    forced = asked and recompute_ban(_source_of_item(node)) != "random op"
     return ValueCost(
         node=node.name,
         inputs=tuple(n.name for n in node.all_input_nodes),
@@ -210,10 +249,11 @@ def _value_cost(
         must_recompute=forced,
         raw_users=tuple(raw),
         linear_users=tuple(user.name for user, _ in linear),
-        codecs=() if is_free else codecs,
+        codecs=codecs,
         unsketchable=unsketchable,
         packing=None if is_free else packing,
         is_input=node.op == "placeholder",
+        derivation=None if ban else derivation,
     )
 
 

@@ -1,7 +1,7 @@
-"""*plan*: one minimum cut decides keep | pack | sketch | recompute for every forward value.
+"""*plan*: one minimum cut decides keep | pack | sketch | derive | recompute for every value.
 
-Each forward value v is three vertices, in, raw and linear, between the source ("computed in
-the forward") and the sink ("needed in the backward"):
+Each forward value v is up to four vertices, in, raw, linear and derived, between the source
+("computed in the forward") and the sink ("needed in the backward"):
 
     in -> raw      keep_nbytes(v) - sketch(v)      a use of the exact value hangs on raw
     in -> linear   sketch(v)                       a linear use hangs on linear
@@ -10,6 +10,18 @@ the forward") and the sink ("needed in the backward"):
     raw(u) -> in(v) infinite                       v is recomputed from exact inputs u
 
 with ``sketch(v) = min over codecs of nbytes + noise_price * noise * sensitivity * nbytes(v)``.
+Where v follows linearly from others (:mod:`passes.derive`), a stand-in for v may be made from
+theirs instead of from a sketch of its own:
+
+    in -> raw              keep_nbytes(v)
+    derived -> linear      sketch(v), or keep_nbytes(v) where no codec fits
+    linear(u) -> derived   infinite, for the inputs u in which v is linear
+    raw(m) -> derived      infinite, for the others
+    source -> derived      recompute_cost(v) where v has a linear use itself, else 0
+
+(Of a value with a derivation that is kept exactly, this charges linear uses once more where their
+sources are not at hand: a cut somewhat dearer than its bytes, never one that is wrong.)
+
 So the cut minimises: bytes kept + recompute charges + noise_price * weighted noise. A value
 that exact recomputation gives for free is never sketched: the cut uses the exact one.
 """
@@ -17,14 +29,16 @@ that exact recomputation gives for free is never sketched: the cut uses the exac
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
+from passes.derive import Derivation
 from passes.estimate import CodecCost, CostTable, ValueCost
 from passes.mincut import SINK, SOURCE, Edge, min_cut
 from passes.rules import Codec
 
-_IN, _RAW, _LINEAR = 0, 1, 2
+_IN, _RAW, _LINEAR, _DERIVED = 0, 1, 2, 3
+_VERTICES = 4
 
 
 class Action(Enum):
@@ -33,6 +47,7 @@ class Action(Enum):
     KEEP = "keep"
     PACK = "pack"
     SKETCH = "sketch"
+    DERIVE = "derive"
     RECOMPUTE = "recompute"
 
 
@@ -46,7 +61,9 @@ class Decision:
         codec: the codec of a packed or sketched value.
         nbytes: bytes of the exact value; None where its size is unknown.
         kept_nbytes: bytes kept between forward and backward, not counting unknown sizes.
-        noise: modelled relative squared error of what the backward reads.
+        noise: modelled relative squared error of what the backward reads; of a derived value
+            that of the noisiest value it is derived from.
+        derivation: how a derived value is made; None otherwise.
     """
 
     node: str
@@ -55,6 +72,7 @@ class Decision:
     nbytes: int | None
     kept_nbytes: int
     noise: float
+    derivation: Derivation | None = None
 
 
 @dataclass(frozen=True)
@@ -96,12 +114,15 @@ def make_plan(costs: CostTable, noise_price: float) -> Plan:
         raise ValueError(msg)
     chosen = [_cheapest(value, noise_price) for value in costs.values]
     _, sink_side = min_cut(_network(costs, chosen, noise_price))
-    decisions = [
-        decision
-        for i, value in enumerate(costs.values)
-        if (decision := _read_decision(i, value, chosen[i], sink_side)) is not None
-    ]
-    return Plan(tuple(decisions), noise_price)
+    decisions: dict[str, Decision] = {}
+    for i, value in enumerate(costs.values):
+        decision = _read_decision(i, value, chosen[i], sink_side)
+        if decision is not None and decision.derivation is not None:
+            sources = [decisions[n].noise for n in decision.derivation.linear if n in decisions]
+            decision = replace(decision, noise=max(sources, default=0.0))
+        if decision is not None:
+            decisions[value.node] = decision
+    return Plan(tuple(decisions.values()), noise_price)
 
 
 def sketch_price(cost: CodecCost, value_nbytes: int, noise_price: float) -> int:
@@ -122,39 +143,64 @@ def _network(costs: CostTable, chosen: list[CodecCost | None], noise_price: floa
     index = {value.node: i for i, value in enumerate(costs.values)}
     edges: list[Edge] = []
     for i, value in enumerate(costs.values):
-        into, raw, linear = (3 * i + part for part in (_IN, _RAW, _LINEAR))
+        into, raw, linear, derived = (_VERTICES * i + part for part in range(_VERTICES))
         codec = chosen[i]
         edges.append(Edge(SOURCE, into, value.recompute_cost))
         if value.must_recompute:
             edges.append(Edge(into, SINK, None))
-        if codec is None or value.keep_nbytes is None:
+        if not _has_stand_in(value, codec):
             edges.append(Edge(into, raw, value.keep_nbytes))
             uses_raw = bool(value.raw_users or value.linear_users)
         else:
-            price = sketch_price(codec, value.nbytes, noise_price)
-            edges.append(Edge(into, raw, value.keep_nbytes - price))
-            edges.append(Edge(into, linear, price))
-            edges.append(Edge(linear, raw, None))
+            assert value.keep_nbytes is not None, f"{value.node} has a stand-in but no size"
+            price = value.keep_nbytes
+            if codec is not None:
+                price = sketch_price(codec, value.nbytes, noise_price)
+            if value.derivation is None:
+                edges.append(Edge(into, raw, value.keep_nbytes - price))
+                edges.append(Edge(into, linear, price))
+                edges.append(Edge(linear, raw, None))
+            else:
+                edges.append(Edge(into, raw, value.keep_nbytes))
+                edges.append(Edge(derived, linear, price))
             uses_raw = bool(value.raw_users)
             if value.linear_users:
                 edges.append(Edge(linear, SINK, None))
+        if value.derivation is not None:
+            charge = value.recompute_cost if value.linear_users else 0
+            edges.append(Edge(SOURCE, derived, charge))
+            for name in value.derivation.linear:
+                source = index[name]
+                has_stand_in = _has_stand_in(costs.values[source], chosen[source])
+                part = _LINEAR if has_stand_in else _RAW
+                edges.append(Edge(_VERTICES * source + part, derived, None))
+            edges.extend(
+                Edge(_VERTICES * index[name] + _RAW, derived, None)
+                for name in value.derivation.exact
+            )
         if uses_raw:
             edges.append(Edge(raw, SINK, None))
-        edges.extend(Edge(3 * index[name] + _RAW, into, None) for name in value.inputs)
+        edges.extend(Edge(_VERTICES * index[name] + _RAW, into, None) for name in value.inputs)
     return edges
+
+
+def _has_stand_in(value: ValueCost, codec: CodecCost | None) -> bool:
+    return value.keep_nbytes is not None and (codec is not None or value.derivation is not None)
 
 
 def _read_decision(
     i: int, value: ValueCost, codec: CodecCost | None, sink_side: frozenset[int]
 ) -> Decision | None:
-    into, raw, linear = (3 * i + part in sink_side for part in (_IN, _RAW, _LINEAR))
+    into, raw, linear, derived = (_VERTICES * i + part in sink_side for part in range(_VERTICES))
     nbytes = value.nbytes if value.size_known else None
     if into:
         return Decision(value.node, Action.RECOMPUTE, None, nbytes, 0, 0.0)
-    if raw:
+    if raw or (linear and not derived and codec is None):
         assert value.keep_nbytes is not None, f"{value.node} is kept but cannot be"
         action = Action.KEEP if value.packing is None else Action.PACK
         return Decision(value.node, action, value.packing, nbytes, value.keep_nbytes, 0.0)
+    if linear and derived and value.derivation is not None:
+        return Decision(value.node, Action.DERIVE, None, nbytes, 0, 0.0, value.derivation)
     if linear:
         assert codec is not None, f"{value.node} is sketched without a codec"
         return Decision(value.node, Action.SKETCH, codec.codec, nbytes, codec.nbytes, codec.noise)

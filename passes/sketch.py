@@ -12,12 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx
 
 from passes import _torch
 from passes.decompose import Inserter
+from passes.derive import Derivation
+from passes.estimate import recompute_ban
 from passes.joint import JointGraph, is_tangent, output_node, tensor_val
 from passes.plan import Action, Decision, Plan
 
@@ -61,9 +64,9 @@ def apply_plan(
     draw = _SeedDraw(expand_seeds, seed_offset % _SEED_RANGE)
     seeds = _insert_seeds(result, decisions, draw, inserter)
     rewriter = _Rewriter(
-        order={node: i for i, node in enumerate(result.graph.nodes)},
+        by_name=by_name,
         decisions=decisions,
-        parts=_insert_encodes(decisions, seeds, inserter, channels_last),
+        parts=_insert_encodes(decisions, seeds, backward, inserter, channels_last),
         seeds=seeds,
         inserter=inserter,
         channels_last=channels_last,
@@ -95,7 +98,7 @@ class _SeedDraw:
 
 @dataclass(frozen=True)
 class _Rewriter:
-    order: Mapping[fx.Node, int]
+    by_name: Mapping[str, fx.Node]
     decisions: Mapping[fx.Node, Decision]
     parts: Mapping[fx.Node, tuple[fx.Node, ...]]
     seeds: Mapping[fx.Node, fx.Node]
@@ -146,6 +149,7 @@ def _insert_seeds(
 def _insert_encodes(
     decisions: Mapping[fx.Node, Decision],
     seeds: Mapping[fx.Node, fx.Node],
+    backward: Mapping[fx.Node, None],
     inserter: Inserter,
     channels_last: bool,
 ) -> dict[fx.Node, tuple[fx.Node, ...]]:
@@ -159,7 +163,7 @@ def _insert_encodes(
         encoded = inserter.insert(
             decision.codec.encode,
             [node, seeds.get(node), memory_order(val, channels_last)],
-            _after(node, seeds.get(node)),
+            _after(_settled(node, backward), seeds.get(node)),
             provenance=node,
         )
         parts[node] = tuple(encoded)
@@ -198,6 +202,8 @@ def _stand_in(value: fx.Node, reader: fx.Node, rewriter: _Rewriter) -> fx.Node:
         decision = rewriter.decisions[needed]
         if decision.codec is not None:
             made = _insert_decode(needed, decision, reader, rewriter)
+        elif decision.derivation is not None and decision.derivation.rebuild is not None:
+            made = _insert_rebuild(needed, decision.derivation, reader, rewriter)
         else:
             made = _insert_clone(needed, reader, rewriter)
         rewriter.stand_ins[needed] = made
@@ -205,20 +211,29 @@ def _stand_in(value: fx.Node, reader: fx.Node, rewriter: _Rewriter) -> fx.Node:
 
 
 def _missing_stand_ins(value: fx.Node, rewriter: _Rewriter) -> list[fx.Node]:
-    """Values to decode or recompute before ``value`` can be read, in graph order."""
-    found: set[fx.Node] = set()
-    queue = [value]
-    while queue:
-        node = queue.pop()
+    """Values to decode or recompute before ``value`` can be read, each behind what it is made of.
+
+    Not in graph order: a derived relu is made with its mask, which comes behind it there.
+    """
+    found: dict[fx.Node, None] = {}
+    stack = [(value, False)]
+    while stack:
+        node, is_ready = stack.pop()
         decision = rewriter.decisions.get(node)
-        if decision is None or decision.action is Action.KEEP:
+        if decision is None or decision.action is Action.KEEP or node in rewriter.stand_ins:
             continue
-        if node in found or node in rewriter.stand_ins:
-            continue
-        found.add(node)
-        if decision.action is Action.RECOMPUTE:
-            queue.extend(node.all_input_nodes)
-    return sorted(found, key=lambda n: rewriter.order[n])
+        if is_ready:
+            found[node] = None
+        elif node not in found:
+            stack.append((node, True))
+            stack.extend((made_of, False) for made_of in _made_of(node, decision, rewriter))
+    return list(found)
+
+
+def _made_of(node: fx.Node, decision: Decision, rewriter: _Rewriter) -> list[fx.Node]:
+    if decision.action is Action.RECOMPUTE:
+        return node.all_input_nodes
+    return [] if decision.derivation is None else _inputs_of(decision.derivation, rewriter)
 
 
 def _insert_decode(
@@ -228,19 +243,38 @@ def _insert_decode(
     val = value.meta["val"]
     sizes = [_size_argument(value, dim) for dim in range(val.dim())]
     order = memory_order(val, rewriter.channels_last)
+    arguments = [rewriter.parts[value], rewriter.seeds.get(value), sizes, val.dtype, order]
+    return _insert_recomputed(decision.codec.decode, arguments, value, reader, rewriter)
+
+
+def _insert_rebuild(
+    value: fx.Node, derivation: Derivation, reader: fx.Node, rewriter: _Rewriter
+) -> fx.Node:
+    assert derivation.rebuild is not None
+    inputs = [rewriter.stand_ins.get(n, n) for n in _inputs_of(derivation, rewriter)]
+    return _insert_recomputed(derivation.rebuild, inputs, value, reader, rewriter)
+
+
+def _inputs_of(derivation: Derivation, rewriter: _Rewriter) -> list[fx.Node]:
+    return [rewriter.by_name[name] for name in (*derivation.exact, *derivation.linear)]
+
+
+def _insert_recomputed(
+    function: Callable[..., torch.Tensor],
+    arguments: list[Any],
+    value: fx.Node,
+    reader: fx.Node,
+    rewriter: _Rewriter,
+) -> fx.Node:
+    """Insert a function's calls in front of a backward node, none of them to be kept."""
     mark = reader.prev
-    decoded = rewriter.inserter.insert(
-        decision.codec.decode,
-        [rewriter.parts[value], rewriter.seeds.get(value), sizes, val.dtype, order],
-        reader,
-        provenance=value,
-    )
+    made = rewriter.inserter.insert(function, arguments, reader, provenance=value)
     node = mark.next
     while node is not reader:
         node.meta["recompute"] = _torch.MUST_RECOMPUTE
         node = node.next
-    assert isinstance(decoded, fx.Node), f"the decode of {value} is no tensor"
-    return decoded
+    assert isinstance(made, fx.Node), f"the stand-in for {value} is no tensor"
+    return made
 
 
 def _size_argument(value: fx.Node, dim: int) -> int | fx.Node:
@@ -267,6 +301,16 @@ def _after(node: fx.Node, seed: fx.Node | None = None) -> fx.Node:
     while following.op == "placeholder":
         following = following.next
     return following
+
+
+def _settled(node: fx.Node, backward: Mapping[fx.Node, None]) -> fx.Node:
+    """Return the node behind which a value's layout is fixed: its first costly reader, or itself.
+
+    Inductor gives a buffer the layout that its first reader asks for, and an encode reads views,
+    for which it takes a contiguous one (torch 2.13): then a convolution would copy the buffer.
+    """
+    readers = [user for user in node.users if user not in backward and user.op != "output"]
+    return min((user for user in readers if recompute_ban(user) == "costly op"), default=node)
 
 
 def _tag_kept(node: fx.Node) -> None:

@@ -174,7 +174,9 @@ def make_report(outcome: Outcome, rules: Rules, partition_exact: Callable[[], Pa
     kept = [
         d
         for d in outcome.plan.decisions
-        if d.kept_nbytes or (d.nbytes is None and d.action is not Action.RECOMPUTE)
+        if d.kept_nbytes
+        or d.action is Action.DERIVE
+        or (d.nbytes is None and d.action is not Action.RECOMPUTE)
     ]
     gradients = [n for n in joint.graph.nodes if n.target in rules.audited]
     exact = _exact_rows(joint, gradients, outcome, rules)
@@ -283,7 +285,7 @@ def _exact_rows(
 
 def _why_exact(cost: ValueCost, decision: Decision | None) -> str | None:
     """Return why a linear use reads the exact value, or None if it reads a sketch."""
-    if decision is not None and decision.action is Action.SKETCH:
+    if decision is not None and decision.action in (Action.SKETCH, Action.DERIVE):
         return None
     if cost.unsketchable is not None and (cost.nbytes or not cost.size_known):
         return f"{cost.node} cannot be sketched: {cost.unsketchable}"

@@ -115,7 +115,7 @@ def _backward(ctx: Any, grad_y: Tensor, grad_parts: list[Tensor]) -> tuple[Tenso
         grad_x = conv_input_grad(grad_y, weight, ctx.size, *ctx.geometry)
     if needs_weight:
         if ctx.sketch == "quantize":
-            x_hat = dequantize(*parts, ctx.size, ctx.dtype, ctx.bits, ctx.order)
+            x_hat = dequantize(*parts, seed, ctx.size, ctx.dtype, ctx.bits, ctx.order)
         else:
             (sketch,) = parts
             x_hat = reconstruct(sketch, seed, ctx.size, ctx.dtype, ctx.sketch, ctx.distribution)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from xconv_fx.ops.registry import define
-from xconv_fx.sketches import bitpack, probing, quantize, randomness
-from xconv_fx.sketches.layout import Size, ceil_div, inverse
+from xconv_fx.sketches import bitpack, blocks, probing, quantize, randomness
+from xconv_fx.sketches.layout import Size, inverse
 
 
 def empty_in_order(
@@ -38,8 +38,8 @@ def _fake_pack(x: Tensor, bits: int, dim_order: Sequence[int]) -> Tensor:
     _check_order(dim_order, x.dim())
     if x.dtype.is_floating_point or x.dtype.is_complex:
         raise TypeError(f"xconv::pack expects booleans or integers, got {x.dtype}")
-    num_groups = ceil_div(x.numel(), bitpack.GROUP_SIZE)
-    return x.new_empty([num_groups, bitpack.GROUP_SIZE * bits // 8], dtype=torch.uint8)
+    size = bitpack.packed_size(x.shape, 8 // bits, dim_order)
+    return empty_in_order(x, size, torch.uint8, dim_order)
 
 
 def _fake_unpack(
@@ -52,23 +52,27 @@ def _fake_unpack(
 
 def _fake_quantize(
     x: Tensor, seed: Tensor, bits: int, group_size: int, dim_order: Sequence[int]
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     del seed
     _check_order(dim_order, x.dim())
-    num_groups = ceil_div(x.numel(), group_size)
-    codes = x.new_empty([num_groups, group_size * bits // 8], dtype=torch.uint8)
-    return codes, x.new_empty([num_groups, 2], dtype=quantize.compute_dtype(x.dtype))
+    size = bitpack.packed_size(x.shape, 8 // bits, dim_order)
+    grid = blocks.grid_of(x.shape, blocks.choose_blocks(x.shape, group_size))
+    dtype = quantize.compute_dtype(x.dtype)
+    codes = empty_in_order(x, size, torch.uint8, dim_order)
+    return codes, *(empty_in_order(x, grid, dtype, dim_order) for _ in range(2))
 
 
 def _fake_dequantize(
     codes: Tensor,
-    ranges: Tensor,
+    offset: Tensor,
+    step: Tensor,
+    seed: Tensor,
     size: Size,
     dtype: torch.dtype,
     bits: int,
     dim_order: Sequence[int],
 ) -> Tensor:
-    del ranges, bits
+    del offset, step, seed, bits
     _check_order(dim_order, len(size))
     return empty_in_order(codes, size, dtype, dim_order)
 
@@ -93,12 +97,47 @@ def _check_order(dim_order: Sequence[int], num_dims: int) -> None:
         )
 
 
+def _in_order(x: Tensor, dim_order: Sequence[int]) -> Tensor:
+    return x.permute(list(dim_order)).contiguous().permute(inverse(dim_order))
+
+
+def _pack(x: Tensor, bits: int, dim_order: Sequence[int]) -> Tensor:
+    return _in_order(bitpack.pack(x, bits, dim_order), dim_order)
+
+
+def _unpack(
+    packed: Tensor, size: Size, dtype: torch.dtype, bits: int, dim_order: Sequence[int]
+) -> Tensor:
+    return _in_order(bitpack.unpack(packed, size, dtype, bits, dim_order), dim_order)
+
+
+def _quantize(
+    x: Tensor, seed: Tensor, bits: int, group_size: int, dim_order: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    codes, offset, step = quantize.quantize(x, seed, bits, group_size, dim_order)
+    return _in_order(codes, dim_order), _in_order(offset, dim_order), _in_order(step, dim_order)
+
+
+def _dequantize(
+    codes: Tensor,
+    offset: Tensor,
+    step: Tensor,
+    seed: Tensor,
+    size: Size,
+    dtype: torch.dtype,
+    bits: int,
+    dim_order: Sequence[int],
+) -> Tensor:
+    x = quantize.dequantize(codes, offset, step, seed, size, dtype, bits, dim_order)
+    return _in_order(x, dim_order)
+
+
 def _probe(x: Tensor, seed: Tensor, mode: str, probes: int, distribution: str) -> Tensor:
     return probing.probe(x, seed, mode, probes, distribution).contiguous()
 
 
 def _fake_key_schedule(seeds: Tensor) -> Tensor:
-    return seeds.new_empty([seeds.shape[0], 8], dtype=torch.int32)
+    return seeds.new_empty([seeds.shape[0], randomness.SCHEDULE_LENGTH], dtype=torch.int32)
 
 
 key_schedule = define(
@@ -109,27 +148,27 @@ key_schedule = define(
 )
 pack = define(
     "pack(Tensor x, int bits, int[] dim_order) -> Tensor",
-    bitpack.pack,
+    _pack,
     _fake_pack,
     bitpack.pack,
 )
 unpack = define(
     "unpack(Tensor packed, SymInt[] size, ScalarType dtype, int bits, int[] dim_order) -> Tensor",
-    bitpack.unpack,
+    _unpack,
     _fake_unpack,
     bitpack.unpack,
 )
 quantize_op = define(
     "quantize(Tensor x, Tensor seed, int bits, int group_size, int[] dim_order)"
-    " -> (Tensor, Tensor)",
-    quantize.quantize,
+    " -> (Tensor, Tensor, Tensor)",
+    _quantize,
     _fake_quantize,
     quantize.quantize,
 )
 dequantize = define(
-    "dequantize(Tensor codes, Tensor ranges, SymInt[] size, ScalarType dtype, int bits,"
-    " int[] dim_order) -> Tensor",
-    quantize.dequantize,
+    "dequantize(Tensor codes, Tensor offset, Tensor step, Tensor seed, SymInt[] size,"
+    " ScalarType dtype, int bits, int[] dim_order) -> Tensor",
+    _dequantize,
     _fake_dequantize,
     quantize.dequantize,
 )

@@ -1,11 +1,23 @@
-"""Booleans and small integers packed to 1, 2 or 4 bits an element, exactly.
+"""Small integers packed to 1, 2 or 4 bits an element, exactly, and the planes they lie in.
 
 In: a bool tensor, or an integer one whose values are known to be below ``2**bits``. Out: uint8,
-and back. Layout as in ``sketches.quantize``, so that a mask and the codes of the value beside it
-are written in one loop: groups of 256 elements that are consecutive in memory order, padded with
-zeros, planar inside a group.
+and back. The codes of ``sketches.quantize`` lie in the same way.
 
-Shape legend: G number of groups, P = 8 / bits planes, W = 32 * bits bytes a group.
+Layout. One dimension is cut into ``P = 8 / bits`` planes of R consecutive indices each, and byte
+r along it holds the elements r, r + R, r + 2R, ... in its low, next, ... bits. All other dimensions
+stay as they are. So a byte's place is an affine function of the other indices: loops over them
+vectorise without a gather, in whatever order a kernel runs through the tensor. (A layout that
+packs consecutive elements made the kernels of a backward pass gather bytes, at five times the
+time.) The cut dimension is one whose size P divides, the outermost such in memory, so that the
+innermost runs stay long; if none is divided evenly, the one that wastes least.
+
+All arithmetic is in int32: Inductor's vectorised shift of uint8 goes through memory and made a
+mask cost 40 times as much to unpack (torch 2.13, CPU).
+
+Tensors keep their logical dimensions throughout: Inductor lays every 4-D buffer out channels-last
+by its dimensions' places, so a permuted one would be scattered (torch 2.13).
+
+Shape legend: P planes, R = ceil(size / P) rows a plane.
 """
 
 from __future__ import annotations
@@ -15,9 +27,102 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from xconv_fx.sketches.layout import Size, ceil_div, flatten, known, numel_of, pad_flat, unflatten
+from xconv_fx.sketches.layout import Size, ceil_div, known
 
-GROUP_SIZE = 256
+
+def plane_dim(size: Size, num_planes: int, dim_order: Sequence[int]) -> int:
+    """Choose the dimension to cut into planes.
+
+    Args:
+        size: logical sizes, at least one; the ints may be SymInts.
+        num_planes: P.
+        dim_order: dimensions from outermost to innermost in memory.
+
+    Returns:
+        A dimension: the outermost whose size P divides, else the one that wastes the smallest
+        share; sizes unknown at compile time come last.
+    """
+    fixed = [d for d in dim_order if isinstance(size[d], int)]
+    if num_planes == 1 or not fixed:
+        return dim_order[0]
+    return min(fixed, key=lambda d: _waste(size[d], num_planes))
+
+
+def packed_size(size: Size, num_planes: int, dim_order: Sequence[int]) -> list[int]:
+    """Return the sizes of the packed bytes.
+
+    Args:
+        size: logical sizes.
+        num_planes: P.
+        dim_order: dimensions from outermost to innermost in memory.
+
+    Returns:
+        ``size`` with the cut dimension divided by P, rounded up; ``[]`` for a scalar.
+    """
+    packed = list(size)
+    if packed:
+        dim = plane_dim(packed, num_planes, dim_order)
+        packed[dim] = ceil_div(packed[dim], num_planes)
+    return packed
+
+
+def planes_of(x: Tensor, dim: int, num_planes: int) -> list[Tensor]:
+    """Cut a tensor into planes, padding with zeros where they do not divide it.
+
+    Args:
+        x: tensor.
+        dim: the cut dimension.
+        num_planes: P.
+
+    Returns:
+        P tensors with R rows along ``dim``.
+    """
+    rows = ceil_div(x.shape[dim], num_planes)
+    if not known(rows * num_planes == x.shape[dim]):
+        missing = rows * num_planes - x.shape[dim]
+        x = torch.constant_pad_nd(x, [0, 0] * (x.dim() - 1 - dim) + [0, missing])
+    return [x.narrow(dim, plane * rows, rows) for plane in range(num_planes)]
+
+
+def pack_planes(planes: Sequence[Tensor], bits: int) -> Tensor:
+    """Put the planes beside each other in the bits of bytes.
+
+    Args:
+        planes: ``8 / bits`` int32 tensors, values in [0, 2**bits).
+        bits: 1, 2, 4 or 8.
+
+    Returns:
+        uint8 tensor of the shape of a plane.
+    """
+    packed = planes[0]
+    for plane, values in enumerate(planes[1:], 1):
+        packed = packed | torch.bitwise_left_shift(values, bits * plane)
+    return packed.to(torch.uint8)
+
+
+def unpack_planes(packed: Tensor, size: Size, bits: int, dim_order: Sequence[int]) -> Tensor:
+    """Undo :func:`pack_planes` and :func:`planes_of`.
+
+    Args:
+        packed: uint8 tensor of :func:`packed_size`.
+        size: logical sizes of the result.
+        bits: 1, 2, 4 or 8.
+        dim_order: dimensions from outermost to innermost in memory.
+
+    Returns:
+        int32 tensor of shape ``size``, values in [0, 2**bits).
+    """
+    wide = packed.to(torch.int32)
+    if bits == 8 or not len(size):
+        return wide
+    num_planes = 8 // bits
+    dim = plane_dim(size, num_planes, dim_order)
+    shift = torch.arange(0, 8, bits, dtype=torch.int32, device=packed.device)
+    shift = shift.view([-1] + [1] * (packed.dim() - dim))
+    values = torch.bitwise_right_shift(wide.unsqueeze(dim), shift) & (2**bits - 1)
+    rows = packed.shape[dim]
+    merged = values.reshape([*packed.shape[:dim], num_planes * rows, *packed.shape[dim + 1 :]])
+    return merged.narrow(dim, 0, size[dim])
 
 
 def pack(x: Tensor, bits: int, dim_order: Sequence[int]) -> Tensor:
@@ -29,17 +134,13 @@ def pack(x: Tensor, bits: int, dim_order: Sequence[int]) -> Tensor:
         dim_order: dimensions of ``x`` from outermost to innermost in memory.
 
     Returns:
-        uint8 tensor ``(G, W)`` with ``G = ceil(x.numel() / 256)``.
+        uint8 tensor of :func:`packed_size`.
     """
-    num_planes = 8 // bits
-    flat = pad_flat(flatten(x, dim_order), GROUP_SIZE, 0)
-    num_groups = ceil_div(flat.shape[0], GROUP_SIZE)
-    planes = flat.view(num_groups, num_planes, GROUP_SIZE // num_planes)
-    packed = planes[:, 0].to(torch.uint8)
-    for plane in range(1, num_planes):
-        shifted = torch.bitwise_left_shift(planes[:, plane].to(torch.uint8), bits * plane)
-        packed = packed | shifted
-    return packed
+    if not x.dim():
+        return x.to(torch.uint8)
+    dim = plane_dim(x.shape, 8 // bits, dim_order)
+    planes = planes_of(x, dim, 8 // bits)
+    return pack_planes([plane.to(torch.int32) for plane in planes], bits)
 
 
 def unpack(
@@ -48,19 +149,19 @@ def unpack(
     """Undo :func:`pack`.
 
     Args:
-        packed: uint8 tensor ``(G, W)``.
+        packed: what :func:`pack` returned.
         size: shape of the result.
         dtype: dtype of the result.
         bits: 1, 2 or 4.
         dim_order: dimensions of the result from outermost to innermost in memory.
 
     Returns:
-        Tensor of that shape and dtype whose memory order is ``dim_order``.
+        Tensor of that shape and dtype.
     """
-    shift = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device).view(1, -1, 1)
-    wide = torch.bitwise_right_shift(packed.unsqueeze(1), shift) & (2**bits - 1)
-    flat = wide.to(dtype).reshape(-1)
-    numel = numel_of(size)
-    if not known(numel == flat.shape[0]):
-        flat = flat[:numel]
-    return unflatten(flat, size, dim_order)
+    values = unpack_planes(packed, size, bits, dim_order)
+    return values != 0 if dtype == torch.bool else values.to(dtype)
+
+
+def _waste(extent: int, num_planes: int) -> float:
+    rows = -(-extent // num_planes)
+    return rows * num_planes / extent - 1.0 if extent else 0.0

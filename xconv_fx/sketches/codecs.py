@@ -17,10 +17,11 @@ from torch import Tensor
 
 from xconv_fx.errors import OptionError
 from xconv_fx.ops import sketching
-from xconv_fx.sketches.bitpack import GROUP_SIZE
+from xconv_fx.sketches.bitpack import packed_size
+from xconv_fx.sketches.blocks import choose_blocks, grid_of
 from xconv_fx.sketches.layout import Size, inverse
 from xconv_fx.sketches.probing import DISTRIBUTIONS, MODES
-from xconv_fx.sketches.quantize import compute_dtype
+from xconv_fx.sketches.quantize import compute_dtype, subtracts_dither
 
 ALLOWED_BITS = (8, 4, 2, 1)
 MAX_GROUP_SIZE = 2**16
@@ -33,7 +34,7 @@ class Quantize:
 
     Attributes:
         bits: 8, 4, 2 or 1 bits a code.
-        group_size: consecutive elements that share a range; a multiple of 8 up to 2**16.
+        group_size: elements that share a range, as far as the sizes' divisors allow.
     """
 
     bits: int = 2
@@ -70,52 +71,45 @@ class Quantize:
     def encode(
         self, x: Tensor, seed: Tensor | None, dim_order: Sequence[int]
     ) -> tuple[Tensor, ...]:
-        """See :meth:`Codec.encode`; returns codes ``(G, W)`` and ranges ``(G, 2)``."""
+        """See :meth:`Codec.encode`; returns codes, offsets and steps."""
         seed = _required(seed, self.name)
-        codes, ranges = sketching.quantize_op(x, seed, self.bits, self.group_size, list(dim_order))
-        return codes, ranges
+        return tuple(sketching.quantize_op(x, seed, self.bits, self.group_size, list(dim_order)))
 
     def decode(
         self,
         parts: Sequence[Tensor],
-        seed: Tensor | None,  # noqa: ARG002  (the thresholds are not needed again)
+        seed: Tensor | None,
         size: Size,
         dtype: torch.dtype,
         dim_order: Sequence[int],
     ) -> Tensor:
-        """See :meth:`Codec.decode`; the seed may be None."""
-        codes, ranges = parts
+        """See :meth:`Codec.decode`."""
+        seed = _required(seed, self.name)
         decoded: Tensor = sketching.dequantize(
-            codes, ranges, list(size), dtype, self.bits, list(dim_order)
+            *parts, seed, list(size), dtype, self.bits, list(dim_order)
         )
         return decoded
 
     def nbytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         """See :meth:`Codec.nbytes`."""
-        num_groups = -(-math.prod(shape) // self.group_size)
-        return num_groups * (self.group_size * self.bits // 8 + 2 * compute_dtype(dtype).itemsize)
+        num_groups = math.prod(grid_of(shape, choose_blocks(shape, self.group_size)))
+        num_bytes = math.prod(packed_size(shape, 8 // self.bits, range(len(shape))))
+        return num_bytes + num_groups * 2 * compute_dtype(dtype).itemsize
 
     def noise(self, shape: Sequence[int]) -> float:
         """Model the noise for independent standard normal elements.
 
-        A group of n then has the expected range ``R = 2 q((n - 0.375) / (n + 0.25))`` with q the
-        normal quantile (Blom), and ``step = R / L``, ``L = 2**bits - 1``. Rounding v with fraction
-        f has variance ``f (1 - f)``, whose Fourier series ``1/6 - sum_m cos(2 pi m f) / (pi m)^2``
-        has under the normal law the mean
-        ``1/6 - sum_m (-1)^m exp(-2 (pi m / step)^2) / (pi m)^2`` (L is odd, so the centre of the
-        range lies half-way between codes). The noise is ``step^2`` times that. Data with a mean
-        or with heavier tails than normal have less or more.
+        It is ``step**2 / 12`` where the dither is subtracted and the mean of f (1 - f), a sixth,
+        where it is not (the fraction f is all but uniform then, the step being small). A group of n has the expected range ``2 q((n - 0.375) / (n + 0.25))`` with q the normal
+        quantile (Blom), and ``2**bits - 1`` steps. Data with heavier tails than normal have more,
+        half-normal ones (after relu) about as much.
         """
-        count = min(self.group_size, math.prod(shape))
-        if count < 2:
+        count = math.prod(choose_blocks(shape, self.group_size))
+        if count < 2 or not math.prod(shape):
             return 0.0
         span = 2.0 * NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
         step = span / (2.0**self.bits - 1.0)
-        mean_variance = 1.0 / 6.0
-        for m in range(1, 20):
-            term = math.exp(-2.0 * (math.pi * m / step) ** 2) / (math.pi * m) ** 2
-            mean_variance -= term if m % 2 == 0 else -term
-        return max(step * step * mean_variance, 0.0)
+        return step * step / (12.0 if subtracts_dither(self.bits) else 6.0)
 
     def supports(self, shape: Sequence[int], dtype: torch.dtype) -> str | None:
         """See :meth:`Codec.supports`."""
@@ -295,7 +289,7 @@ class Pack:
     def nbytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         """See :meth:`Codec.nbytes`."""
         del dtype
-        return -(-math.prod(shape) // GROUP_SIZE) * (GROUP_SIZE * self.bits // 8)
+        return math.prod(packed_size(shape, 8 // self.bits, range(len(shape))))
 
     def noise(self, shape: Sequence[int]) -> float:
         """Return 0: exact."""

@@ -28,10 +28,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from xconv_fx.sketches.layout import Size, ceil_div
+
 SEED_BOUND = 2**62
 """Seeds are drawn from [0, SEED_BOUND)."""
 
+NUM_STARTS = 32
+"""Samples that start a lattice of thresholds each; sample n + 32 starts where sample n does."""
+
 _NUM_ROUNDS = 6
+_NUM_KEYS = _NUM_ROUNDS + 2
+SCHEDULE_LENGTH = _NUM_KEYS + NUM_STARTS
+"""Numbers in a row of a key schedule."""
+
+_START_STREAM = 11
+_LATTICE_BITS = 12
 _ROUND_MULTIPLIER = 0x6B2D
 _LOW_16 = 0xFFFF
 _LOW_30 = 0x3FFFFFFF
@@ -48,8 +59,9 @@ def key_schedule(seeds: Tensor) -> Tensor:
         seeds: int64 tensor of any shape in [0, 2**62).
 
     Returns:
-        int32 tensor ``(*seeds.shape, 8)`` in [0, 2**16): six round keys, then the halves that
-        whiten rows and columns.
+        int32 tensor ``(*seeds.shape, 40)``: six round keys and the halves that whiten rows and
+        columns, in [0, 2**16); then the starts of :func:`lattice_thresholds`, in [0, 2**24),
+        each exactly uniform over a uniform seed.
     """
     # Products stay below 2**61: 30-bit material times 31-bit multipliers.
     material = torch.bitwise_right_shift(seeds, 32) ^ 0x2A5F3C71
@@ -58,26 +70,81 @@ def key_schedule(seeds: Tensor) -> Tensor:
         for multiplier, constant in zip(_KEY_MULTIPLIERS, _KEY_CONSTANTS, strict=True)
     ]
     whitening = [torch.bitwise_right_shift(seeds, 16) & _LOW_16, seeds & _LOW_16]
-    return torch.stack([*keys, *whitening], -1).to(torch.int32)
+    schedule = torch.stack([*keys, *whitening], -1).to(torch.int32)
+    counter = torch.arange(NUM_STARTS, dtype=torch.int32, device=seeds.device)
+    state = start_rows(counter, schedule.unsqueeze(-2), stream=_START_STREAM, row_bits=16)
+    (starts,) = integer_windows(state, torch.zeros_like(counter), bits=24, count=1, column_bits=16)
+    return torch.cat([schedule, starts], -1)
 
 
 def schedule_of(seed: Tensor) -> Tensor:
     """Return the schedule behind a seed: a row of :func:`key_schedule`, or its own.
 
     Args:
-        seed: int64 tensor in [0, 2**62), or int32 tensor ``(8,)`` from a key schedule.
+        seed: int64 tensor in [0, 2**62), or int32 tensor ``(40,)`` from a key schedule.
 
     Returns:
-        int32 tensor ``(8,)``; with a leading dimension for each of int64 ``seed``.
+        int32 tensor ``(40,)``; with a leading dimension for each of int64 ``seed``.
     """
     return seed if seed.dtype == torch.int32 else key_schedule(seed)
+
+
+def lattice_thresholds(
+    size: Size, seed: Tensor, bits: int, *, dim: int = 0, start: int = 0, length: int | None = None
+) -> Tensor:
+    """Draw a threshold for each element of a tensor: a lattice with a random start a sample.
+
+    ``T[i] = (start[i_0 mod 32] + (sum_d A_d i_d mod 2**12) 2**(bits - 12)) mod 2**bits`` with the
+    start of a sample exactly uniform on ``[0, 2**bits)``: so is every T, whatever is added to it.
+    The multipliers A_d approximate the powers of the inverse of the root g > 1 of
+    ``g**(D + 1) = g + 1`` (M. Roberts' R sequence), so that the thresholds of neighbours in any
+    direction are spread evenly: roundings of neighbours are anticorrelated rather than
+    independent, and a threshold costs a handful of integer operations where a hash costs thirty.
+
+    Args:
+        size: logical sizes; the first counts samples; the ints may be SymInts.
+        seed: 0-dim int64 tensor in [0, 2**62), or its row of :func:`key_schedule`.
+        bits: F, 12 to 24.
+        dim: dimension of which a window is wanted.
+        start: first index of the window.
+        length: indices in the window, which may reach past ``size[dim]``; all of them if None.
+
+    Returns:
+        int32 tensor in [0, 2**bits) of the window's shape.
+    """
+    # Backwards, since Inductor would take an index n for a dimension to vectorise over.
+    starts = torch.bitwise_right_shift(schedule_of(seed)[_NUM_KEYS:].flip(0), 24 - bits)
+    if not size:
+        return starts[0]
+    turn: Tensor | None = None
+    for d, extent in enumerate(size):
+        first, count = (start, length) if d == dim and length is not None else (0, extent)
+        index = torch.arange(first, first + count, dtype=torch.int32, device=seed.device)
+        along = [-1] + [1] * (len(size) - 1 - d)
+        if d == 0:
+            copies = ceil_div(first + count, NUM_STARTS)
+            samples = starts.expand([copies, NUM_STARTS]).reshape(-1)
+            samples = samples.narrow(0, first, count).view(along)
+        part = ((index & _LOW_16) * _lattice_multiplier(d, len(size))).view(along)
+        turn = part if turn is None else turn + part
+    assert turn is not None
+    turned = (turn & (2**_LATTICE_BITS - 1)) * 2 ** (bits - _LATTICE_BITS)
+    return (samples + turned) & (2**bits - 1)
+
+
+def _lattice_multiplier(dim: int, num_dims: int) -> int:
+    """Return A_d of :func:`lattice_thresholds`, odd and below 2**12."""
+    root = 2.0
+    for _ in range(60):
+        root = (1.0 + root) ** (1.0 / (num_dims + 1))
+    return int(root ** -(dim + 1) * 2**_LATTICE_BITS) | 1
 
 
 def round_keys(schedule: Tensor, stream: int = 0) -> tuple[Tensor, ...]:
     """Take the round keys of one stream from a schedule.
 
     Args:
-        schedule: int32 tensor ``(8,)``.
+        schedule: int32 tensor ``(..., 8)`` or longer.
         stream: tells independent draws of one site apart; any non-negative int below 2**15.
 
     Returns:
