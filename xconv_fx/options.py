@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from xconv_fx.codecs import ALLOWED_BITS, MAX_PROBES
 from xconv_fx.errors import OptionError
-from xconv_fx.sketches.codecs import ALLOWED_BITS, MAX_PROBES
 from xconv_fx.sketches.probing import DISTRIBUTIONS, MODES
 
 INNERS = ("inductor", "aot_eager")

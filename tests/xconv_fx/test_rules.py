@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import passes
 import xconv_fx.rules
+from xconv_fx.codecs import Pack, Probe, Quantize
 from xconv_fx.options import Options
 from xconv_fx.rules import (
     EXPOSURES,
@@ -20,7 +21,6 @@ from xconv_fx.rules import (
     make_rules,
     tracing_decompositions,
 )
-from xconv_fx.sketches.codecs import Pack, Probe, Quantize
 
 aten = torch.ops.aten
 xconv = torch.ops.xconv

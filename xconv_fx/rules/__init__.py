@@ -19,9 +19,9 @@ from torch import fx
 from passes import LinearUse, Rules
 from passes.rules import Codec
 from xconv_fx import _torch, ops
+from xconv_fx.codecs import ALLOWED_BITS, Pack, Probe, Quantize
 from xconv_fx.options import Options
 from xconv_fx.rules import convolution, linear, max_pool, norms, pointwise, shape_only
-from xconv_fx.sketches.codecs import ALLOWED_BITS, Pack, Probe, Quantize
 from xconv_fx.sketches.probing import MODES
 
 DEFAULT_PROBES = 16
