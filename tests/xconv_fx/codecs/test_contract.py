@@ -7,7 +7,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from passes.rules import Codec
-from xconv_fx.codecs import Pack, Probe, Quantize
+from xconv_fx.codecs import Pack, Probe, Quantize, Tile
 from xconv_fx.ops import DECOMPOSITIONS
 
 PLAIN, LAST = [0, 1, 2, 3], [0, 2, 3, 1]
@@ -25,6 +25,9 @@ RANDOM_CODECS: list[Codec] = [
     Probe("multichannel", 32, "rademacher"),
     Probe("orthogonal", 8),
     Probe("orthogonal", 33),
+    Tile(2, (1,)),
+    Tile(4, (1, 2)),
+    Tile(8, (1, 2, 4), bits=8),
 ]
 names = pytest.mark.parametrize("codec", RANDOM_CODECS, ids=lambda codec: codec.name)
 
@@ -42,6 +45,9 @@ def test_names():
         "multichannel[r=32,rademacher]",
         "orthogonal[r=8]",
         "orthogonal[r=33]",
+        "tile[2,1,4b]",
+        "tile[4,1+2,4b]",
+        "tile[8,1+2+4,8b]",
     ]
     assert Pack().name == "bitmask"
 
@@ -105,7 +111,7 @@ def test_encode_and_decode_lower_to_aten(codec, tracing_mode):
     def round_trip(x: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
         return codec.decode(codec.encode(x, seed, LAST), seed, x.shape, x.dtype, LAST)
 
-    x = torch.randn(4, 3, 8, 6).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(4, 12, 16, 24).contiguous(memory_format=torch.channels_last)
     graph = make_fx(round_trip, decomposition_table=DECOMPOSITIONS, tracing_mode=tracing_mode)(
         x, SEED
     )
@@ -116,5 +122,5 @@ def test_encode_and_decode_lower_to_aten(codec, tracing_mode):
     assert torch.equal(graph(x, SEED), round_trip(x, SEED))
     if tracing_mode == "symbolic":
         # One graph for other sizes too: nothing was specialised.
-        other = torch.randn(5, 4, 9, 7).contiguous(memory_format=torch.channels_last)
+        other = torch.randn(5, 13, 9, 7).contiguous(memory_format=torch.channels_last)
         assert torch.equal(graph(other, SEED), round_trip(other, SEED))
