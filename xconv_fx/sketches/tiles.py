@@ -153,6 +153,9 @@ def untile(
         Tensor of shape ``size`` whose memory order is ``dim_order``.
     """
     words = draw_words(grid_of(size, side), seed)
+    # A view of itself: Inductor (2.13) stores what as_strided reads. It would else write the
+    # decoding of the planes into the loop over elements, T times the work.
+    planes = planes.as_strided(planes.shape, planes.stride())
     return untile_with_words(planes, words, size, dtype, side, kept, dim_order)
 
 
