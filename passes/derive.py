@@ -130,7 +130,7 @@ def uses_served(
     served: dict[str, dict[fx.Node, None]] = {
         node.name: dict.fromkeys(own) for node, own in uses.items()
     }
-    for node, derivation in reversed(derivations.items()):
+    for node, derivation in reversed(list(derivations.items())):
         for source in derivation.linear:
             served.setdefault(source, {}).update(served.get(node.name, {}))
     return {name: tuple(users) for name, users in served.items()}
@@ -216,6 +216,8 @@ def _clamp_form(node: fx.Node, backward: Mapping[fx.Node, None]) -> _Form | None
         return None
     source, low = inner.args[:2]
     assert isinstance(source, fx.Node)
+    if not isinstance(low, (int, float)) or not isinstance(high, (int, float)):
+        return None
     below = _comparison(source, aten.le.Scalar, low, backward)
     above = _comparison(source, aten.ge.Scalar, high, backward)
     if below is None or above is None:

@@ -17,9 +17,9 @@ from torch.nn import functional
 
 import xconv_fx.ops  # noqa: F401  (registers the operators)
 from passes.rules import Codec
+from xconv_fx.codecs import Probe, Quantize
 from xconv_fx.errors import OptionError
 from xconv_fx.ops.convolution import GROUP_SIZE, convolution
-from xconv_fx.sketches.codecs import Probe, Quantize
 from xconv_fx.sketches.probing import MODES
 from xconv_fx.sketches.randomness import SEED_BOUND
 

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from xconv_fx.codecs import ALLOWED_BITS, MAX_PROBES, Tile
 from xconv_fx.errors import OptionError
-from xconv_fx.sketches.codecs import ALLOWED_BITS, MAX_PROBES
 from xconv_fx.sketches.probing import DISTRIBUTIONS, MODES
 
 INNERS = ("inductor", "aot_eager")
-SKETCHES = ("auto", "quantize", *MODES)
+SKETCHES = ("auto", "quantize", "tile", *MODES)
+
+DEFAULT_KEPT = {2: (1,), 4: (1, 2), 8: (1, 2, 4)}
 
 # Bytes, as a share of a value's own, worth paying per unit of relative squared noise. With
 # the modelled noise of the ladder this picks 2 bits for an input of a convolution.
@@ -30,12 +32,15 @@ class Options:
     Attributes:
         inner: compiler of the two graphs, ``"inductor"`` or ``"aot_eager"``.
         sketch: ``"auto"`` lets the plan choose from the ladder of codecs; a name fixes the
-            codec: ``"quantize"`` or one of the paper's probings ``"independent"``,
-            ``"multichannel"``, ``"orthogonal"``.
+            codec: ``"quantize"``, ``"tile"`` or one of the paper's probings
+            ``"independent"``, ``"multichannel"``, ``"orthogonal"``.
         probes: number of probing vectors r >= 1 of a probing (default 16).
         distribution: of the probing vectors' entries, ``"gaussian"`` or ``"rademacher"``.
-        bits: bits an element of stochastic quantisation, 8, 4, 2 or 1; with
-            ``sketch="auto"`` it narrows the ladder to that one rung.
+        bits: bits an element of stochastic quantisation, or a kept number of a tile (default
+            4): 8, 4, 2 or 1; with ``sketch="auto"`` quantisation at that rate is all there is.
+        side: side of a tile, 2, 4 (default) or 8 elements.
+        kept: rows kept of each level of a tile, coarsest first (default 1, 2, 4 as far as the
+            tile has levels).
         noise_price: lambda >= 0 of the plan: higher buys less noise with more bytes. A codec
             chosen by name is used at any price on the inputs of weight gradients.
         inductor: settings of ``torch._inductor.config`` for the inner compiler, as in
@@ -47,6 +52,8 @@ class Options:
     probes: int | None = None
     distribution: str = "gaussian"
     bits: int | None = None
+    side: int | None = None
+    kept: tuple[int, ...] | None = None
     noise_price: float = DEFAULT_NOISE_PRICE
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
@@ -80,11 +87,30 @@ class Options:
             allowed = f"only with sketch in {list(MODES)} (here sketch={self.sketch!r})"
             raise OptionError("probes", self.probes, allowed)
         if self.bits is not None and probing:
-            allowed = f"only with sketch='auto' or 'quantize' (here sketch={self.sketch!r})"
+            allowed = f"only with sketch 'auto', 'quantize' or 'tile' (here {self.sketch!r})"
             raise OptionError("bits", self.bits, allowed)
         if self.distribution != "gaussian" and self.sketch not in ("independent", "multichannel"):
             allowed = f"only with sketch 'independent' or 'multichannel' (here {self.sketch!r})"
             raise OptionError("distribution", self.distribution, allowed)
+        for name in ("side", "kept"):
+            if getattr(self, name) is not None and self.sketch != "tile":
+                allowed = f"only with sketch='tile' (here sketch={self.sketch!r})"
+                raise OptionError(name, getattr(self, name), allowed)
+        if self.sketch == "tile":
+            self.make_tile()
+
+    def make_tile(self) -> Tile:
+        """Build the codec of ``sketch="tile"``.
+
+        Raises:
+            OptionError: if ``side`` or ``kept`` is not allowed.
+        """
+        side = 4 if self.side is None else self.side
+        bits = 4 if self.bits is None else self.bits
+        if self.kept is not None:
+            kept = tuple(self.kept) if isinstance(self.kept, list) else self.kept
+            return Tile(side, kept, bits)
+        return Tile(side, DEFAULT_KEPT.get(side, ()), bits)
 
 
 def parse_options(given: Mapping[str, Any] | None) -> Options:

@@ -281,6 +281,7 @@ def test_a_failure_inside_the_passes_compiles_exactly_and_is_reported(
         {},
         {"bits": 8},
         {"bits": 1},
+        {"sketch": "tile"},
         {"sketch": "independent", "probes": 8},
         {"sketch": "multichannel", "probes": 8},
         {"sketch": "orthogonal", "probes": 8},
@@ -362,6 +363,7 @@ def test_checkpointed_regions_are_recomputed_exactly(compile_xconv):
 
 DYNAMIC_OPTIONS = [
     pytest.param({}, id="default"),
+    pytest.param({"sketch": "tile"}, id="tile"),
     pytest.param({"sketch": "independent", "probes": 32}, id="independent"),
     pytest.param({"sketch": "multichannel", "probes": 32}, id="multichannel"),
     pytest.param({"sketch": "orthogonal", "probes": 32}, id="orthogonal"),

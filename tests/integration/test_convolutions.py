@@ -218,6 +218,25 @@ def test_the_papers_probings(
     assert sketched_modules(comparison.report) == {"before": f"{sketch}[r=64]"}
 
 
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(Variant(1, {"padding": 1}), id="1d"),
+        pytest.param(Variant(2, {"stride": 2}, transposed=True), id="2d-transposed"),
+        pytest.param(Variant(2, {"padding": 1}, channels_last=True), id="2d-channels-last"),
+        pytest.param(Variant(2, {"padding": 1}, dtype=torch.bfloat16), id="2d-bfloat16"),
+        pytest.param(Variant(3, {"out_channels": 8, "groups": 4}), id="3d-depthwise"),
+    ],
+)
+def test_tiles(variant, compare, assert_to_rounding, assert_unbiased, sketched_modules):
+    """None of the sizes is a multiple of the side of a tile."""
+    comparison = compare(*variant.make(), num_steps=60, sketch="tile", side=2, kept=(1,))
+
+    check(comparison, assert_to_rounding, assert_unbiased)
+    assert comparison.report.num_sketched_convolutions == 1
+    assert sketched_modules(comparison.report) == {"before": "tile[2,1,4b]"}
+
+
 def test_rademacher_probes(compare, assert_to_rounding, assert_unbiased, sketched_modules):
     model, x = Variant(2).make()
     options = {"sketch": "independent", "probes": 64, "distribution": "rademacher"}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import passes
 import xconv_fx
 from passes.partition import random_nodes
-from xconv_fx.sketches.codecs import Probe
+from xconv_fx.codecs import Probe
 
 SIZE = (2, 3, 11, 13)
 PROBING = {"sketch": "independent", "probes": 32}

@@ -23,6 +23,8 @@ def test_defaults_need_no_thought():
         "probes": None,
         "distribution": "gaussian",
         "bits": None,
+        "side": None,
+        "kept": None,
         "noise_price": DEFAULT_NOISE_PRICE,
         "inductor": {},
     }
@@ -36,6 +38,8 @@ def test_defaults_need_no_thought():
         {"sketch": "quantize"},
         {"sketch": "quantize", "bits": 8},
         {"bits": 1},
+        {"sketch": "tile"},
+        {"sketch": "tile", "side": 8, "kept": (1, 1, 1), "bits": 8},
         {"sketch": "independent", "probes": 1, "distribution": "rademacher"},
         {"sketch": "multichannel", "distribution": "rademacher"},
         {"sketch": "orthogonal", "probes": 64},
@@ -77,12 +81,12 @@ def test_the_users_mapping_is_left_alone():
         ),
         (
             {"sketch": "multi_channel"},
-            "option 'sketch' got 'multi_channel'; allowed: one of ['auto', 'quantize', "
+            "option 'sketch' got 'multi_channel'; allowed: one of ['auto', 'quantize', 'tile', "
             "'independent', 'multichannel', 'orthogonal'] (did you mean 'multichannel'?)",
         ),
         (
             {"sketch": {}},
-            "option 'sketch' got {}; allowed: one of ['auto', 'quantize', "
+            "option 'sketch' got {}; allowed: one of ['auto', 'quantize', 'tile', "
             "'independent', 'multichannel', 'orthogonal']",
         ),
         (
@@ -142,8 +146,8 @@ def test_a_bad_value_is_refused_with_what_is_allowed(given, text):
         ),
         (
             {"sketch": "independent", "bits": 4},
-            "option 'bits' got 4; allowed: only with sketch='auto' or 'quantize' "
-            "(here sketch='independent')",
+            "option 'bits' got 4; allowed: only with sketch 'auto', 'quantize' or 'tile' "
+            "(here 'independent')",
         ),
         (
             {"sketch": "orthogonal", "distribution": "rademacher"},
@@ -155,13 +159,26 @@ def test_a_bad_value_is_refused_with_what_is_allowed(given, text):
             "option 'distribution' got 'rademacher'; allowed: only with sketch 'independent' or "
             "'multichannel' (here 'auto')",
         ),
+        ({"side": 4}, "option 'side' got 4; allowed: only with sketch='tile' (here sketch='auto')"),
+        (
+            {"sketch": "quantize", "kept": (1,)},
+            "option 'kept' got (1,); allowed: only with sketch='tile' (here sketch='quantize')",
+        ),
+        ({"sketch": "tile", "side": 3}, "option 'side' got 3; allowed: 2, 4 or 8"),
+        (
+            {"sketch": "tile", "kept": [1]},
+            "option 'kept' got (1,); allowed: a tuple of 2 ints from 1 to 512 with side=4",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(given, text):
     assert refusal(**given) == text
 
 
-NAMES = "['inner', 'sketch', 'probes', 'distribution', 'bits', 'noise_price', 'inductor']"
+NAMES = (
+    "['inner', 'sketch', 'probes', 'distribution', 'bits', 'side', 'kept', 'noise_price', "
+    "'inductor']"
+)
 
 
 def test_an_unknown_name_is_refused_with_the_closest_known_one():

@@ -1,6 +1,7 @@
 """Which codecs for which options, and that every exposure keeps aten's numbers."""
 
 import itertools
+import math
 import operator
 
 import pytest
@@ -10,17 +11,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import passes
 import xconv_fx.rules
+from xconv_fx.codecs import Pack, Probe, Quantize, Tile
 from xconv_fx.options import Options
 from xconv_fx.rules import (
     EXPOSURES,
     LADDER,
     LINEAR_USES,
+    PATH_LADDER,
     candidate_codecs,
     exact_decompositions,
     make_rules,
     tracing_decompositions,
 )
-from xconv_fx.sketches.codecs import Pack, Probe, Quantize
 
 aten = torch.ops.aten
 xconv = torch.ops.xconv
@@ -29,10 +31,13 @@ xconv = torch.ops.xconv
 @pytest.mark.parametrize(
     ("given", "codecs"),
     [
-        ({}, (Quantize(8), Quantize(4), Quantize(2), Quantize(1))),
+        ({}, LADDER),
         ({"bits": 4}, (Quantize(4),)),
         ({"sketch": "quantize"}, (Quantize(2),)),
         ({"sketch": "quantize", "bits": 1}, (Quantize(1),)),
+        ({"sketch": "tile"}, (Tile(4, (1, 2), 4),)),
+        ({"sketch": "tile", "side": 8, "bits": 8}, (Tile(8, (1, 2, 4), 8),)),
+        ({"sketch": "tile", "side": 2, "kept": [2]}, (Tile(2, (2,), 4),)),
         ({"sketch": "independent"}, (Probe("independent", 16, "gaussian"),)),
         (
             {"sketch": "multichannel", "probes": 3, "distribution": "rademacher"},
@@ -47,10 +52,31 @@ def test_codecs_of_weight_gradients_follow_the_options(given, codecs):
     assert make_rules(options).codecs == codecs
 
 
-def test_codecs_on_the_path_of_the_gradient_are_the_ladder_whatever_the_options():
-    assert [codec.bits for codec in LADDER] == [8, 4, 2, 1]
-    for given in ({}, {"bits": 1}, {"sketch": "independent"}):
-        assert make_rules(Options(**given)).path_codecs == LADDER
+def test_codecs_on_the_path_of_the_gradient_are_quantisers_whatever_the_options():
+    assert (Quantize(8), Quantize(4), Quantize(2), Quantize(1)) == PATH_LADDER
+    for given in ({}, {"bits": 1}, {"sketch": "independent"}, {"sketch": "tile"}):
+        assert make_rules(Options(**given)).path_codecs == PATH_LADDER
+
+
+def test_the_ladder_goes_down_to_a_quarter_of_a_bit():
+    shape = (16, 32, 32, 32)
+    rates = [8 * codec.nbytes(shape, torch.float32) / (16 * 32**3) for codec in LADDER]
+    noises = [codec.noise(shape) for codec in LADDER]
+    assert rates == sorted(rates, reverse=True)
+    assert noises == sorted(noises)
+    assert rates[0] > 8
+    assert rates[-1] < 0.27
+
+
+@pytest.mark.parametrize("shape", [(8, 16, 64), (8, 16, 32, 32), (8, 16, 16, 16, 16), (4, 8, 7, 9)])
+def test_the_default_price_buys_two_bits(shape):
+    price = Options().noise_price
+    size = 4 * math.prod(shape)
+    fitting = [codec for codec in LADDER if codec.supports(shape, torch.float32) is None]
+    best = min(
+        fitting, key=lambda c: c.nbytes(shape, torch.float32) + price * c.noise(shape) * size
+    )
+    assert best == Quantize(2)
 
 
 def test_a_codec_chosen_by_name_pays_no_price_for_its_noise():

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from xconv_fx.ops.registry import define
-from xconv_fx.sketches import bitpack, blocks, probing, quantize, randomness
+from xconv_fx.sketches import (
+    bitpack,
+    blocks,
+    probing,
+    quantize,
+    randomness,
+    tile_rows,
+    tiles,
+)
 from xconv_fx.sketches.layout import Size, inverse
 
 
@@ -59,7 +67,8 @@ def _fake_quantize(
     grid = blocks.grid_of(x.shape, blocks.choose_blocks(x.shape, group_size))
     dtype = quantize.compute_dtype(x.dtype)
     codes = empty_in_order(x, size, torch.uint8, dim_order)
-    return codes, *(empty_in_order(x, grid, dtype, dim_order) for _ in range(2))
+    offset = empty_in_order(x, grid, dtype, dim_order)
+    return codes, offset, empty_in_order(x, grid, dtype, dim_order)
 
 
 def _fake_dequantize(
@@ -88,6 +97,30 @@ def _fake_reconstruct(
 ) -> Tensor:
     del seed, mode, distribution
     return sketch.new_empty(list(size), dtype=dtype)
+
+
+def _fake_tile(
+    x: Tensor, seed: Tensor, side: int, kept: Sequence[int], dim_order: Sequence[int]
+) -> Tensor:
+    del seed
+    _check_order(dim_order, x.dim())
+    size = [tile_rows.num_planes(x.dim() - 2, kept), *tiles.grid_of(x.shape, side)]
+    planes_order = [0, *(1 + dim for dim in dim_order)]
+    return empty_in_order(x, size, quantize.compute_dtype(x.dtype), planes_order)
+
+
+def _fake_untile(
+    planes: Tensor,
+    seed: Tensor,
+    size: Size,
+    dtype: torch.dtype,
+    side: int,
+    kept: Sequence[int],
+    dim_order: Sequence[int],
+) -> Tensor:
+    del seed, side, kept
+    _check_order(dim_order, len(size))
+    return empty_in_order(planes, size, dtype, dim_order)
 
 
 def _check_order(dim_order: Sequence[int], num_dims: int) -> None:
@@ -184,4 +217,17 @@ reconstruct = define(
     probing.reconstruct,
     _fake_reconstruct,
     probing.reconstruct,
+)
+tile = define(
+    "tile(Tensor x, Tensor seed, int side, int[] kept, int[] dim_order) -> Tensor",
+    tiles.tile,
+    _fake_tile,
+    tiles.tile,
+)
+untile = define(
+    "untile(Tensor planes, Tensor seed, SymInt[] size, ScalarType dtype, int side, int[] kept,"
+    " int[] dim_order) -> Tensor",
+    tiles.untile,
+    _fake_untile,
+    tiles.untile,
 )

@@ -19,13 +19,24 @@ from torch import fx
 from passes import LinearUse, Rules
 from passes.rules import Codec
 from xconv_fx import _torch, ops
+from xconv_fx.codecs import ALLOWED_BITS, Pack, Probe, Quantize, Tile
 from xconv_fx.options import Options
 from xconv_fx.rules import convolution, linear, max_pool, norms, pointwise, shape_only
-from xconv_fx.sketches.codecs import ALLOWED_BITS, Pack, Probe, Quantize
 from xconv_fx.sketches.probing import MODES
 
 DEFAULT_PROBES = 16
-LADDER: tuple[Codec, ...] = tuple(Quantize(bits) for bits in ALLOWED_BITS)
+# Noise on the path of the gradient reaches every layer upstream: no tiles there.
+PATH_LADDER: tuple[Codec, ...] = tuple(Quantize(bits) for bits in ALLOWED_BITS)
+# From 8 bits an element to a quarter (in two dimensions). 1 bit is left out: tiles err less.
+LADDER: tuple[Codec, ...] = (
+    *(Quantize(bits) for bits in (8, 4, 2)),
+    Tile(2, (1,)),
+    Tile(4, (1, 2)),
+    Tile(4, (1, 1)),
+    Tile(8, (2, 2, 4)),
+    Tile(8, (1, 2, 2)),
+    Tile(8, (1, 1, 1)),
+)
 
 EXPOSURES: dict[Any, Callable[..., Any]] = {
     **convolution.EXPOSURES,
@@ -57,7 +68,7 @@ def make_rules(options: Options, *, channels_last: bool = False) -> Rules:
         lowerings=ops.DECOMPOSITIONS,
         primitives=_torch.inductor_decompositions(),
         codecs=candidate_codecs(options),
-        path_codecs=LADDER,
+        path_codecs=PATH_LADDER,
         expand_seeds=torch.ops.xconv.key_schedule.default,
         packing=packing,
         channels_last=channels_last,
@@ -78,6 +89,8 @@ def candidate_codecs(options: Options) -> tuple[Codec, ...]:
     if options.sketch in MODES:
         probes = DEFAULT_PROBES if options.probes is None else options.probes
         return (Probe(options.sketch, probes, options.distribution),)
+    if options.sketch == "tile":
+        return (options.make_tile(),)
     if options.bits is not None:
         return (Quantize(options.bits),)
     return (Quantize(),) if options.sketch == "quantize" else LADDER

@@ -122,7 +122,8 @@ def unpack_planes(packed: Tensor, size: Size, bits: int, dim_order: Sequence[int
     values = torch.bitwise_right_shift(wide.unsqueeze(dim), shift) & (2**bits - 1)
     rows = packed.shape[dim]
     merged = values.reshape([*packed.shape[:dim], num_planes * rows, *packed.shape[dim + 1 :]])
-    return merged.narrow(dim, 0, size[dim])
+    unpacked: Tensor = merged.narrow(dim, 0, size[dim])
+    return unpacked
 
 
 def pack(x: Tensor, bits: int, dim_order: Sequence[int]) -> Tensor:

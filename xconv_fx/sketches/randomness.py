@@ -41,7 +41,7 @@ _NUM_KEYS = _NUM_ROUNDS + 2
 SCHEDULE_LENGTH = _NUM_KEYS + NUM_STARTS
 """Numbers in a row of a key schedule."""
 
-_START_STREAM = 11
+_START_STREAM = 13
 _LATTICE_BITS = 12
 _ROUND_MULTIPLIER = 0x6B2D
 _LOW_16 = 0xFFFF
@@ -115,7 +115,7 @@ def lattice_thresholds(
     # Backwards, since Inductor would take an index n for a dimension to vectorise over.
     starts = torch.bitwise_right_shift(schedule_of(seed)[_NUM_KEYS:].flip(0), 24 - bits)
     if not size:
-        return starts[0]
+        return starts.select(0, 0)
     turn: Tensor | None = None
     for d, extent in enumerate(size):
         first, count = (start, length) if d == dim and length is not None else (0, extent)
@@ -129,7 +129,8 @@ def lattice_thresholds(
         turn = part if turn is None else turn + part
     assert turn is not None
     turned = (turn & (2**_LATTICE_BITS - 1)) * 2 ** (bits - _LATTICE_BITS)
-    return (samples + turned) & (2**bits - 1)
+    thresholds: Tensor = (samples + turned) & (2**bits - 1)
+    return thresholds
 
 
 def _lattice_multiplier(dim: int, num_dims: int) -> int:

@@ -46,6 +46,17 @@ def test_probe_operators(dtype, order, mode):
     opcheck(sketching.reconstruct, (sketch, SEED, list(x.shape), dtype, mode, "gaussian"))
 
 
+@each_dtype
+@each_order
+@pytest.mark.parametrize(("side", "kept"), [(2, [1]), (4, [1, 2]), (4, [3, 12])])
+def test_tile_operators(dtype, order, side, kept):
+    dims = ORDERS[order]
+    x = data(dtype, order)
+    opcheck(sketching.tile, (x, SEED, side, kept, dims))
+    planes = sketching.tile(x, SEED, side, kept, dims)
+    opcheck(sketching.untile, (planes, SEED, list(x.shape), dtype, side, kept, dims))
+
+
 def test_every_sketching_operator_has_a_decomposition():
     assert {str(op) for op in DECOMPOSITIONS} >= {
         "xconv.pack.default",
@@ -54,6 +65,8 @@ def test_every_sketching_operator_has_a_decomposition():
         "xconv.dequantize.default",
         "xconv.probe.default",
         "xconv.reconstruct.default",
+        "xconv.tile.default",
+        "xconv.untile.default",
     }
 
 

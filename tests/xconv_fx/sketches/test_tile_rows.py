@@ -1,0 +1,77 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from xconv_fx.sketches.tile_rows import (
+    draw_rows,
+    draw_words,
+    num_planes,
+    num_rows,
+    sum_inverse_probabilities,
+)
+
+SEED = torch.tensor(2**61 + 424242)
+
+
+def word_bits(num_spatial: int, num_levels: int) -> int:
+    """The bits of a word that are read when every level is drawn from."""
+    return sum(num_spatial * level + (0, 3, 4)[num_spatial - 1] for level in range(num_levels))
+
+
+def test_levels_add_up_to_a_tile():
+    for num_spatial, side in ((1, 8), (2, 8), (3, 4)):
+        levels = range(1, side.bit_length())
+        assert 1 + sum(num_rows(num_spatial, level) for level in levels) == side**num_spatial
+    assert num_planes(2, (1, 2)) == 4
+    assert num_planes(2, (5, 40)) == 16
+
+
+@pytest.mark.parametrize(("num_spatial", "side"), [(1, 8), (2, 4), (2, 8), (3, 4)])
+def test_a_row_has_its_probability_and_its_level(num_spatial, side):
+    levels = side.bit_length() - 1
+    num_bits = word_bits(num_spatial, levels)
+    words = torch.arange(2**num_bits, dtype=torch.int32)
+    for level, row in enumerate(draw_rows(words, num_spatial, side, [1] * levels), 1):
+        if isinstance(row.number, int):  # a level with one row, in one dimension
+            continue
+        index, count = row.number.unique(return_counts=True)
+        assert len(index) == num_rows(num_spatial, level)
+        probability = count.double() / len(words)
+        inverse = row.factor / torch.as_tensor(row.divisor).double().broadcast_to(words.shape)
+        for k, p in zip(index, probability, strict=True):
+            assert torch.allclose(inverse[row.number == k], 1 / p)
+        expected = sum_inverse_probabilities(num_spatial, level)
+        assert float((1 / probability).sum()) == pytest.approx(expected)
+        # The finest bit set in any axis is the level's.
+        axes = [index >> (axis * levels) & (side - 1) for axis in range(num_spatial)]
+        finest = torch.stack(axes).sum(0) * 0
+        for axis in axes:
+            finest = finest | axis
+        assert bool((finest % 2 ** (levels - level) == 0).all())
+        assert bool((finest // 2 ** (levels - level) % 2 == 1).all())
+
+
+@pytest.mark.parametrize("num_spatial", [1, 2, 3])
+@pytest.mark.parametrize("side", [2, 4])
+def test_draws_of_a_level_name_different_rows(num_spatial, side):
+    levels = side.bit_length() - 1
+    kept = [min(2, num_rows(num_spatial, level)) for level in range(1, levels + 1)]
+    words = torch.arange(2 ** word_bits(num_spatial, levels), dtype=torch.int32)
+    rows = [row.number for row in draw_rows(words, num_spatial, side, kept)]
+    for one, other in itertools.combinations(rows, 2):
+        assert not bool((torch.as_tensor(one) == torch.as_tensor(other)).any())
+
+
+def test_channels_share_words_and_tiles_do_not():
+    words = draw_words((64, 5, 8, 8), SEED)
+    assert words.shape == (64, 1, 8, 8)
+    assert words.dtype == torch.int32
+    assert int(words.min()) >= 0
+    assert int(words.max()) < 2**24
+    # 4,096 draws of 24 bits: half a coincidence expected, six deviations.
+    assert words.unique().numel() > 4096 - 5
+    # The mean of uniforms, six standard errors.
+    mean = float(words.double().mean()) / 2**24
+    assert abs(mean - 0.5) < 6 * math.sqrt(1 / 12 / 4096)

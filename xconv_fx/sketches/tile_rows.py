@@ -1,0 +1,173 @@
+"""Rows of a tile's Walsh-Hadamard basis, drawn from a word of random bits a tile.
+
+In: words (or a seed). Out: the numbers of the rows and the inverse of their probabilities. Levels,
+rows and the proof that drawing is unbiased: see ``sketches.tiles``.
+
+A row of level l in d dimensions is d numbers of L bits. Their bits below the level's finest,
+which is bit L - l, are 0. Those above, ``d (l - 1)`` together, are uniform and shared by the draws
+of a level, the j-th of which flips the bits of j, so that draws name different rows. Which axes
+have the finest bit set comes from a table of 8 (16 in 3 dimensions) equally likely entries that
+holds each single axis 3 times, each pair twice, all three once: the energy of activations falls
+so, and probabilities are ratios of small integers. In one dimension there is no choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from xconv_fx.sketches.layout import Size, known, numel_of
+from xconv_fx.sketches.randomness import random_bits
+
+# For each number of spatial dimensions: bits of a draw, and for each axis the entries of the table
+# in which it has the finest bit set, as a bit mask.
+_TYPE_BITS = (0, 3, 4)
+_TYPE_MASKS = (
+    (0b1,),
+    (0b11_000_111, 0b11_111_000),
+    (0b1_11_11_00_000_000_111, 0b1_11_00_11_000_111_000, 0b1_00_11_11_111_000_000),
+)
+# Draws of one level step through the table by this much: the next entry names other axes.
+_TYPE_STEP = 3
+_STREAM = 11
+
+
+class Row(NamedTuple):
+    """One row of a tile's basis.
+
+    Attributes:
+        number: k, its bits axis by axis; an int, or int32 ``(N, 1, *tile counts)`` in memory order.
+        factor: with ``divisor``, ``1 / (m p(k)) = factor / divisor``.
+        divisor: 1, or int32 ``(N, 1, *tile counts)`` in memory order.
+    """
+
+    number: int | Tensor
+    factor: float
+    divisor: int | Tensor
+
+
+def num_rows(num_spatial: int, level: int) -> int:
+    """Count the rows of a level.
+
+    Args:
+        num_spatial: 1, 2 or 3 spatial dimensions d.
+        level: 1 for the coarsest.
+
+    Returns:
+        ``(2^d - 1) 2^(d (level - 1))``.
+    """
+    return ((1 << num_spatial) - 1) << (num_spatial * (level - 1))
+
+
+def sum_inverse_probabilities(num_spatial: int, level: int) -> float:
+    """Sum ``1 / p(k)`` over the rows of a level, p(k) their probabilities in one draw.
+
+    Args:
+        num_spatial: 1, 2 or 3.
+        level: 1 for the coarsest.
+
+    Returns:
+        The sum: ``n**2`` if the n rows were drawn evenly.
+    """
+    num_entries = _num_entries(num_spatial)
+    kinds = sum(num_entries / (4 - code.bit_count()) for code in range(1, 1 << num_spatial))
+    return kinds * (1 << 2 * num_spatial * (level - 1))
+
+
+def num_planes(num_spatial: int, kept: Sequence[int]) -> int:
+    """Count the numbers kept of a tile.
+
+    Args:
+        num_spatial: 1, 2 or 3.
+        kept: m of each level, coarsest first.
+
+    Returns:
+        P; a level counts at most its number of rows.
+    """
+    return 1 + sum(min(m, num_rows(num_spatial, level)) for level, m in enumerate(kept, 1))
+
+
+def draw_words(grid: Size, seed: Tensor) -> Tensor:
+    """Draw one random word for each tile of a sample, which its channels share.
+
+    Args:
+        grid: ``(N, C, *tile counts)``; the ints may be SymInts.
+        seed: 0-dim int64 tensor in [0, 2**62), or its row of a key schedule.
+
+    Returns:
+        int32 tensor ``(N, 1, *tile counts)``, each exactly uniform on 24 bits over a uniform seed.
+    """
+    shape = [grid[0], 1, *grid[2:]]
+    numel = numel_of(shape)
+    row = torch.arange(numel, device=seed.device)
+    column = torch.zeros((), dtype=torch.int32, device=seed.device)
+    row_bits = 16 if known(numel <= 2**16) else 48
+    high, low = random_bits(row, column, seed, stream=_STREAM, row_bits=row_bits, column_bits=16)
+    return (high * 2**8 + torch.bitwise_right_shift(low, 8)).view(shape)
+
+
+def draw_rows(words: Tensor, num_spatial: int, side: int, kept: Sequence[int]) -> list[Row]:
+    """Read the rows of every tile off its word.
+
+    Args:
+        words: int32, one a tile, uniform on 24 bits.
+        num_spatial: 1, 2 or 3.
+        side: t, 2, 4 or 8.
+        kept: m of each level, coarsest first.
+
+    Returns:
+        The rows, level by level; at most 21 bits of a word are read.
+    """
+    num_bits = side.bit_length() - 1
+    rows: list[Row] = []
+    for level, count in enumerate(kept, 1):
+        shift = num_bits - level
+        if count >= num_rows(num_spatial, level):
+            rows += _all_rows(num_spatial, level, shift, num_bits)
+            continue
+        num_coarse = num_spatial * (level - 1)
+        for draw in range(count):
+            rows.append(_draw_row(words, draw, num_spatial, level, shift, num_bits, count))
+        words = torch.bitwise_right_shift(words, num_coarse + _TYPE_BITS[num_spatial - 1])
+    return rows
+
+
+def _all_rows(num_spatial: int, level: int, shift: int, num_bits: int) -> list[Row]:
+    rows = []
+    for code in range(2 ** (num_spatial * level)):
+        finest, coarse = code % 2**num_spatial, code // 2**num_spatial
+        if finest == 0:
+            continue
+        number = 0
+        for axis in range(num_spatial):
+            high = coarse >> (axis * (level - 1)) & (2 ** (level - 1) - 1)
+            number |= ((high << 1 | (finest >> axis & 1)) << shift) << (axis * num_bits)
+        rows.append(Row(number, 1.0, 1))
+    return rows
+
+
+def _draw_row(
+    words: Tensor, draw: int, num_spatial: int, level: int, shift: int, num_bits: int, count: int
+) -> Row:
+    """Read one draw of a level off the lowest bits of the words."""
+    num_coarse = num_spatial * (level - 1)
+    type_bits, masks = _TYPE_BITS[num_spatial - 1], _TYPE_MASKS[num_spatial - 1]
+    coarse = (words & (2**num_coarse - 1)) ^ (draw % 2**num_coarse)
+    entry = torch.bitwise_right_shift(words, num_coarse) + _TYPE_STEP * draw
+    entry = entry & (2**type_bits - 1)
+    number, num_axes = torch.zeros_like(words), torch.zeros_like(words)
+    for axis, mask in enumerate(masks):
+        finest = torch.bitwise_right_shift(torch.full_like(entry, mask), entry) & 1
+        high = torch.bitwise_right_shift(coarse, axis * (level - 1)) & (2 ** (level - 1) - 1)
+        number = number + (high * 2 + finest) * 2 ** (shift + axis * num_bits)
+        num_axes = num_axes + finest
+    factor = _num_entries(num_spatial) * 2.0**num_coarse / count
+    return Row(number, factor, 4 - num_axes)
+
+
+def _num_entries(num_spatial: int) -> int:
+    """Return the size of the table in which a kind of row has 4 - (axes of it) entries."""
+    return 3 if num_spatial == 1 else 2 ** _TYPE_BITS[num_spatial - 1]
