@@ -106,7 +106,8 @@ def ratio_to_paper(rung: CodecResult, probings: Iterable[CodecResult]) -> float:
 
     Returns:
         Geometric mean, over the convolutions that any probing fits, of the rung's error over the
-        least error of the probings; nan if none fits.
+        least error of the probings; nan if none fits. Taking the least of several measured errors
+        favours the paper.
     """
     rivals = [probing.layers for probing in probings if probing.rung == rung.name]
     ratios = []

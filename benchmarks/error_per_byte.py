@@ -162,6 +162,8 @@ def plot(results: Sequence[NetResult], path: Path) -> None:
             xlabel="bytes kept / bytes of the inputs",
             ylabel="relative error of the weight gradient",
         )
+        # Room for the names of the rungs.
+        axes.margins(x=0.25)
         axes.legend()
     figure.savefig(path)
 
