@@ -6,8 +6,9 @@ Comes in: an exposed joint graph and the rules. Goes out: a :class:`CostTable`, 
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,6 +48,12 @@ _CHEAP_OPS = frozenset(
 _RECOMPUTE_SHARE = 64
 
 
+# A weight gradient sums over the positions of its input, and independent noise averages out: its
+# relative error falls with their number. Inputs with fewer than this many are priced up in
+# proportion: a classifier's features, the last stages at small images. They weigh little in bytes.
+_FEW_POSITIONS = 8192
+
+
 @dataclass(frozen=True)
 class CodecCost:
     """One way to sketch one value.
@@ -55,7 +62,8 @@ class CodecCost:
         codec: the codec.
         nbytes: bytes of the sketch.
         noise: modelled relative squared error of the decoded value.
-        sensitivity: summed over the linear uses.
+        sensitivity: summed over the linear uses, and raised where a weight gradient sums over few
+            positions.
     """
 
     codec: Codec
@@ -296,6 +304,8 @@ def _codec_costs(
     if not fitting:
         return (), next((r for r in reasons if r), "no codec is configured")
     sensitivity = sum(use.sensitivity for _, use in linear)
+    if not on_path:
+        sensitivity *= max(1.0, _FEW_POSITIONS / num_positions(shape))
     priced = [
         CodecCost(c, c.nbytes(shape, val.dtype), c.noise(shape), sensitivity) for c in fitting
     ]
@@ -304,6 +314,15 @@ def _codec_costs(
         least = min(c.nbytes for c in priced)
         return (), f"a sketch of {least} bytes is no smaller than the value's {size} bytes"
     return smaller, None
+
+
+def num_positions(shape: Sequence[int]) -> int:
+    """Count the positions that a weight gradient sums over: all dimensions but the channels.
+
+    Args:
+        shape: ``(N, C, *spatial)``, or ``(rows, features)``.
+    """
+    return max(math.prod(shape) // max(shape[1] if len(shape) > 2 else shape[-1], 1), 1)
 
 
 def _settle(user: fx.Node, use: LinearUse) -> LinearUse:
