@@ -8,11 +8,13 @@ Data flows one way::
 imports ``xconv_fx``.
 """
 
+from passes.budget import BudgetedPlan, plan_within, refine
 from passes.decompose import decompose
+from passes.derive import Derivation
 from passes.estimate import CostTable, ValueCost, estimate_costs
 from passes.joint import JointGraph
 from passes.partition import Partition, partition, partition_exact
-from passes.pipeline import Outcome, run
+from passes.pipeline import Outcome, at_price, run
 from passes.plan import Action, Decision, Plan, make_plan
 from passes.rules import Codec, LinearUse, Rules
 from passes.sketch import apply_plan
@@ -20,9 +22,11 @@ from passes.verify import VerifierError
 
 __all__ = [
     "Action",
+    "BudgetedPlan",
     "Codec",
     "CostTable",
     "Decision",
+    "Derivation",
     "JointGraph",
     "LinearUse",
     "Outcome",
@@ -32,10 +36,13 @@ __all__ = [
     "ValueCost",
     "VerifierError",
     "apply_plan",
+    "at_price",
     "decompose",
     "estimate_costs",
     "make_plan",
     "partition",
     "partition_exact",
+    "plan_within",
+    "refine",
     "run",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from passes.expose import expose
 from passes.joint import JointGraph
 from passes.lower import lower
 from passes.partition import Partition, partition
-from passes.plan import Plan, make_plan
+from passes.plan import Decision, Plan, make_plan
 from passes.rules import Rules
 from passes.sketch import apply_plan
 from passes.verify import verify_joint, verify_partition, verify_planned
@@ -34,10 +35,14 @@ class Outcome:
     split: Partition
 
 
+Planner = Callable[[JointGraph, CostTable, Callable[[Plan], "Outcome"]], Plan]
+"""Makes the plan of an exposed graph from its costs; it may try plans out before it settles."""
+
+
 def run(
     joint: JointGraph,
     rules: Rules,
-    noise_price: float,
+    planner: Planner,
     joint_inputs: Any,
     *,
     seed_offset: int = 0,
@@ -48,7 +53,7 @@ def run(
     Args:
         joint: what AOTAutograd hands to a partitioner; left untouched.
         rules: linear uses, exposures, lowerings and codecs.
-        noise_price: lambda of :func:`passes.plan.make_plan`.
+        planner: makes the plan; :func:`at_price` for a fixed lambda.
         joint_inputs: passed through to torch's partitioner.
         seed_offset: added to every drawn seed (a rank's share of the seed space).
         partitioner_kwargs: passed through to torch's partitioner.
@@ -61,7 +66,31 @@ def run(
     recomputed = [n.name for n in exposed.graph.nodes if _torch.asks_to_recompute(n)]
     saved = [n.name for n in exposed.graph.nodes if _torch.asks_to_save(n)]
     costs = estimate_costs(exposed, rules, recomputed, saved)
-    plan = make_plan(costs, noise_price)
+    tried: dict[tuple[Decision, ...], Outcome] = {}
+
+    def carry_out(plan: Plan) -> Outcome:
+        if plan.decisions not in tried:
+            split = _split(exposed, plan, rules, joint_inputs, seed_offset, partitioner_kwargs)
+            tried[plan.decisions] = Outcome(exposed, costs, plan, split)
+        return tried[plan.decisions]
+
+    return carry_out(planner(exposed, costs, carry_out))
+
+
+def at_price(noise_price: float) -> Planner:
+    """Return a planner with a fixed lambda, see :func:`passes.plan.make_plan`."""
+    return lambda _joint, costs, _carry_out: make_plan(costs, noise_price)
+
+
+def _split(
+    exposed: JointGraph,
+    plan: Plan,
+    rules: Rules,
+    joint_inputs: Any,
+    seed_offset: int,
+    partitioner_kwargs: dict[str, Any],
+) -> Partition:
+    """Carry a plan out: sketch, partition and lower."""
     planned = apply_plan(
         exposed,
         plan,
@@ -73,5 +102,4 @@ def run(
     verify_planned(planned, "sketch")
     split = partition(planned, joint_inputs, **partitioner_kwargs)
     verify_partition(planned, split)
-    lowered = lower(split, rules.lowerings, rules.primitives, channels_last=rules.channels_last)
-    return Outcome(exposed, costs, plan, lowered)
+    return lower(split, rules.lowerings, rules.primitives, channels_last=rules.channels_last)

@@ -28,6 +28,7 @@ that exact recomputation gives for free is never sketched: the cut uses the exac
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -103,7 +104,7 @@ def make_plan(costs: CostTable, noise_price: float) -> Plan:
     Args:
         costs: the table made by *estimate*.
         noise_price: lambda >= 0: bytes worth paying, as a share of a value's own bytes, to
-            spare one unit of relative squared noise.
+            spare one unit of relative squared noise; ``math.inf`` for no noise at all.
 
     Raises:
         ValueError: if ``noise_price`` is negative.
@@ -132,7 +133,7 @@ def sketch_price(cost: CodecCost, value_nbytes: int, noise_price: float) -> int:
 
 def _cheapest(value: ValueCost, noise_price: float) -> CodecCost | None:
     """The codec to use, or None where keeping the exact value costs no more."""
-    if not value.codecs or value.keep_nbytes is None:
+    if not value.codecs or value.keep_nbytes is None or noise_price == math.inf:
         return None
     best = min(value.codecs, key=lambda c: (sketch_price(c, value.nbytes, noise_price), c.noise))
     price = sketch_price(best, value.nbytes, noise_price)

@@ -40,7 +40,7 @@ class ValueRow:
         source: file, line and text of the model's source.
         shape: its shape; symbolic sizes as their names.
         dtype: its dtype.
-        decision: ``keep``, ``pack`` or ``sketch``.
+        decision: ``keep``, ``pack``, ``sketch`` or ``derive``.
         codec: name of the codec; None when kept as it is.
         nbytes: bytes before; None where the size is unknown when the graph is compiled.
         kept_nbytes: bytes after.
@@ -75,7 +75,8 @@ class Report:
     """What the backend did to one graph.
 
     Attributes:
-        values: one row for each value kept between forward and backward, the seeds left out.
+        values: one row for each value kept between forward and backward, the seeds left out, then
+            one for each that a weight gradient or norm reads derived from the sketch of another.
         exact_convolutions: the convolutions that were left exact.
         num_sketched_convolutions: convolutions whose weight gradient is estimated.
         kept_nbytes: bytes kept between forward and backward; parameters, buffers and batch data
@@ -171,13 +172,14 @@ def make_report(outcome: Outcome, rules: Rules, partition_exact: Callable[[], Pa
     """
     joint = outcome.exposed
     nodes = {node.name: node for node in joint.graph.nodes}
+    made = (Action.RECOMPUTE, Action.DERIVE)
     kept = [
         d
         for d in outcome.plan.decisions
-        if d.kept_nbytes
-        or d.action is Action.DERIVE
-        or (d.nbytes is None and d.action is not Action.RECOMPUTE)
+        if d.kept_nbytes or (d.nbytes is None and d.action not in made)
     ]
+    read = {value.node for value in outcome.costs.values if value.linear_users}
+    derived = [d for d in outcome.plan.decisions if d.action is Action.DERIVE and d.node in read]
     gradients = [n for n in joint.graph.nodes if n.target in rules.audited]
     exact = _exact_rows(joint, gradients, outcome, rules)
     unknown = sum(d.nbytes is None for d in kept)
@@ -186,7 +188,7 @@ def make_report(outcome: Outcome, rules: Rules, partition_exact: Callable[[], Pa
         *([f"{unknown} kept values of unknown size are not counted"] if unknown else []),
     ]
     return Report(
-        values=tuple(_value_row(nodes[d.node], d) for d in kept),
+        values=tuple(_value_row(nodes[d.node], d) for d in [*kept, *derived]),
         exact_convolutions=(*exact, *_frozen_rows(joint, gradients)),
         num_sketched_convolutions=len(gradients) - len(exact),
         kept_nbytes=kept_nbytes(outcome.split, joint.held_inputs()),

@@ -21,6 +21,10 @@ from torch import fx
 import passes
 from passes import JointGraph, Partition
 from xconv_fx import _torch, audit
+from xconv_fx.budget import Step, make_planner
+from xconv_fx.errors import BudgetError
+from xconv_fx.memory import predict_step_memory
+from xconv_fx.memory_size import parse_budget
 from xconv_fx.options import Options, parse_options
 from xconv_fx.rules import exact_decompositions, make_rules, tracing_decompositions
 
@@ -104,6 +108,8 @@ class _PartitionFunction:
         partition_exact = functools.partial(_partition_exact, joint.copy(), kwargs)
         try:
             split, report = self._sketched(joint, joint_inputs, kwargs, partition_exact)
+        except BudgetError:
+            raise
         except Exception as error:  # noqa: BLE001  training must not break because of us
             log.warning("compiling this graph exactly: %s: %s", type(error).__name__, error)
             log.debug("the passes failed", exc_info=True)
@@ -130,15 +136,28 @@ class _PartitionFunction:
             joint.module
         )
         rules = make_rules(self.options, channels_last=channels_last)
+        given = self.options.memory_budget
+        planner = make_planner(
+            None if given is None else parse_budget(given),
+            self.options.noise_price,
+            strict=self.options.strict,
+            stock_nbytes=lambda: audit.kept_nbytes(partition_exact(), joint.held_inputs()),
+            step=Step(lambda outcome: self._peak_nbytes(outcome, channels_last)),
+        )
         outcome = passes.run(
             joint,
             rules,
-            self.options.noise_price,
+            planner,
             joint_inputs,
             seed_offset=self.rank * _RANK_STRIDE,
             **kwargs,
         )
         return outcome.split, audit.make_report(outcome, rules, partition_exact)
+
+
+    def _peak_nbytes(self, outcome: passes.Outcome, channels_last: bool) -> int:
+        predicted = predict_step_memory(outcome.split, self.inner, channels_last=channels_last)
+        return predicted.peak_nbytes
 
 
 def _announce(report: audit.Report) -> None:

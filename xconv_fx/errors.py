@@ -25,3 +25,7 @@ class OptionError(ValueError):
     def __reduce__(self) -> tuple[type[OptionError], tuple[str, object, str]]:
         """Pickle by the constructor's arguments, not by the text."""
         return type(self), (self.option, self.value, self.allowed)
+
+
+class BudgetError(ValueError):
+    """A memory budget cannot be met; the text says what was asked and what can be reached."""

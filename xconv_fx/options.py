@@ -13,6 +13,7 @@ from typing import Any
 
 from xconv_fx.codecs import ALLOWED_BITS, MAX_PROBES, Tile
 from xconv_fx.errors import OptionError
+from xconv_fx.memory_size import parse_budget
 from xconv_fx.sketches.probing import DISTRIBUTIONS, MODES
 
 INNERS = ("inductor", "aot_eager")
@@ -43,6 +44,12 @@ class Options:
             tile has levels).
         noise_price: lambda >= 0 of the plan: higher buys less noise with more bytes. A codec
             chosen by name is used at any price on the inputs of weight gradients.
+        memory_budget: a share in (0, 1] of the bytes that torch's default partition would keep,
+            or bytes (an int, or text such as ``"8GiB"``) of the step's predicted peak:
+            parameters, batch, gradients, kept values and transients. The plan of least noise
+            that fits is taken, whatever ``noise_price``.
+        strict: whether a budget out of reach is an error; if not, the least that can be reached
+            is taken, with a warning.
         inductor: settings of ``torch._inductor.config`` for the inner compiler, as in
             ``torch.compile(..., options=...)`` with ``backend="inductor"``.
     """
@@ -55,6 +62,8 @@ class Options:
     side: int | None = None
     kept: tuple[int, ...] | None = None
     noise_price: float = DEFAULT_NOISE_PRICE
+    memory_budget: float | int | str | None = None
+    strict: bool = True
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -77,12 +86,19 @@ class Options:
             raise OptionError("noise_price", self.noise_price, "a number >= 0")
         if not 0 <= self.noise_price < float("inf"):
             raise OptionError("noise_price", self.noise_price, "a finite number >= 0")
+        if self.memory_budget is not None:
+            parse_budget(self.memory_budget)
+        if not isinstance(self.strict, bool):
+            raise OptionError("strict", self.strict, "True or False")
         if not isinstance(self.inductor, Mapping):
             raise OptionError("inductor", self.inductor, "a mapping of Inductor settings")
         self._check_together()
 
     def _check_together(self) -> None:
         probing = self.sketch in MODES
+        if self.memory_budget is not None and self.noise_price != DEFAULT_NOISE_PRICE:
+            allowed = "only without memory_budget, which finds its own price"
+            raise OptionError("noise_price", self.noise_price, allowed)
         if self.probes is not None and not probing:
             allowed = f"only with sketch in {list(MODES)} (here sketch={self.sketch!r})"
             raise OptionError("probes", self.probes, allowed)

@@ -46,7 +46,7 @@ def describe(toy, outcome):
 def test_from_the_joint_graph_to_forward_and_backward(toy):
     joint = capture_net(toy)
     with toy.untouched(joint.module):
-        outcome = passes.run(joint, toy.rules(toy.Signed()), 0.0, None)
+        outcome = passes.run(joint, toy.rules(toy.Signed()), passes.at_price(0.0), None)
     assert_expected_inline(
         describe(toy, outcome),
         """\
@@ -112,7 +112,7 @@ return [None, %mm_1, %view]""",
 
 def test_gradients_are_those_of_autograd(toy):
     """The toy sketches keep half precision, in which small integers are exact."""
-    outcome = passes.run(capture_net(toy), toy.rules(toy.Signed()), 0.0, None)
+    outcome = passes.run(capture_net(toy), toy.rules(toy.Signed()), passes.at_price(0.0), None)
     x = torch.tensor([[1.0, -2.0, 3.0], [0.0, 1.0, 1.0]])
     weight = torch.tensor([[1.0, 0.0, -1.0, 2.0], [2.0, 1.0, 0.0, 0.0], [0.0, -1.0, 1.0, 1.0]])
     scale = torch.tensor([1.0, 2.0, -1.0, 3.0])
@@ -136,7 +136,7 @@ def test_a_seed_that_the_decode_reads_directly_is_kept_whole(toy):
             # cumsum is no pointwise op, so that torch would rather save what it reads
             return super().decode(parts, seed.cumsum(0), size, dtype, dim_order)
 
-    outcome = passes.run(capture_net(toy), toy.rules(Direct()), 0.0, None)
+    outcome = passes.run(capture_net(toy), toy.rules(Direct()), passes.at_price(0.0), None)
     assert "randint" in [node.name for node in outcome.split.kept_nodes()]
     assert random_nodes(outcome.split.backward.graph) == []
 
@@ -145,35 +145,35 @@ def test_lowerings_reach_both_graphs(toy):
     rules = toy.rules(
         toy.Half(), lowerings={aten.relu.default: lambda x: torch.where(x > 0, x, 0.0)}
     )
-    split = passes.run(capture_net(toy), rules, 0.0, None).split
+    split = passes.run(capture_net(toy), rules, passes.at_price(0.0), None).split
     for module in (split.forward, split.backward):
         assert not module.graph.find_nodes(op="call_function", target=aten.relu.default)
 
 
 def test_the_noise_price_reaches_the_plan(toy):
-    free = passes.run(capture_net(toy), toy.rules(toy.Coin()), 0.0, None)
-    dear = passes.run(capture_net(toy), toy.rules(toy.Coin()), 1e6, None)
+    free = passes.run(capture_net(toy), toy.rules(toy.Coin()), passes.at_price(0.0), None)
+    dear = passes.run(capture_net(toy), toy.rules(toy.Coin()), passes.at_price(1e6), None)
     assert free.plan.counts()["sketch"] == 1
     assert "sketch" not in dear.plan.counts()
     assert (free.plan.noise_price, dear.plan.noise_price) == (0.0, 1e6)
 
 
 def test_the_seed_offset_reaches_the_graph(toy):
-    outcome = passes.run(capture_net(toy), toy.rules(toy.Signed()), 0.0, None, seed_offset=5)
+    outcome = passes.run(capture_net(toy), toy.rules(toy.Signed()), passes.at_price(0.0), None, seed_offset=5)
     (draw,) = random_nodes(outcome.split.forward.graph)
     assert [user.args[1] for user in draw.users] == [5]
 
 
 def test_expanded_seeds_reach_the_backward(toy):
     rules = toy.rules(toy.Signed(), expand_seeds=lambda seeds: torch.stack([seeds, seeds], 1)[:, 1])
-    split = passes.run(capture_net(toy), rules, 0.0, None).split
+    split = passes.run(capture_net(toy), rules, passes.at_price(0.0), None).split
     kept = [node for node in split.kept_nodes() if node.meta["val"].dtype == torch.int64]
     assert [node.target for node in kept] == [aten.select.int]
 
 
 def test_arguments_of_the_partitioner_are_passed_through(toy):
     with pytest.raises(TypeError, match="no_such_argument"):
-        passes.run(capture_net(toy), toy.rules(), 0.0, None, no_such_argument=1)
+        passes.run(capture_net(toy), toy.rules(), passes.at_price(0.0), None, no_such_argument=1)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_the_users_checkpoint_regions_are_recomputed(toy, policy, action):
     for node in joint.graph.nodes:
         if node.name in ("mm", "mul") and policy is not None:
             node.meta["recompute"] = policy
-    plan = passes.run(joint, toy.rules(toy.Signed()), 0.0, None).plan
+    plan = passes.run(joint, toy.rules(toy.Signed()), passes.at_price(0.0), None).plan
     assert {d.node: d.action for d in plan.decisions}["mm"] is action
 
 
@@ -206,7 +206,7 @@ def test_a_value_between_two_checkpoint_regions_is_kept(toy):
         (node,) = (node for node in joint.graph.nodes if node.name == name)
         node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
         node.meta["ac_graph_id"] = region
-    plan = passes.run(joint, toy.rules(), 0.0, None).plan
+    plan = passes.run(joint, toy.rules(), passes.at_price(0.0), None).plan
     assert {d.node: d.action for d in plan.decisions}["sin"] is Action.KEEP
 
 
@@ -220,7 +220,7 @@ def test_a_random_op_with_several_results_in_a_checkpoint_region_is_kept(toy):
     for node in joint.graph.nodes:
         if node not in joint.backward_nodes() and node.op == "call_function":
             node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
-    split = passes.run(joint, toy.rules(), 0.0, None).split
+    split = passes.run(joint, toy.rules(), passes.at_price(0.0), None).split
     assert random_nodes(split.backward.graph) == []
 
 
@@ -231,7 +231,7 @@ def test_an_exposure_that_breaks_a_promise_is_named(toy):
     ):
         passes.run(
             toy.capture(torch.mm, torch.randn(2, 2, requires_grad=True), torch.randn(2, 2)),
-            rules, 0.0, None,
+            rules, passes.at_price(0.0), None,
         )  # fmt: skip
 
 
@@ -245,7 +245,7 @@ def deep(x, *weights):
 def plan_deep(toy):
     weights = [torch.randn(4, 4, requires_grad=True) for _ in range(4)]
     joint = toy.capture(deep, torch.randn(2, 4), *weights, static=range(1, 5))
-    return describe(toy, passes.run(joint, toy.rules(toy.Signed(), toy.Coin()), 1e-3, None))
+    return describe(toy, passes.run(joint, toy.rules(toy.Signed(), toy.Coin()), passes.at_price(1e-3), None))
 
 
 def test_the_same_graph_gives_the_same_plan_and_text(toy):

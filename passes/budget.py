@@ -1,0 +1,127 @@
+"""*budget*: the plan of least noise whose bytes, or whose predicted peak, stay within a limit.
+
+Objective, over all plans: minimise ``sum_v noise(v) * sensitivity(v) * nbytes(v) + charges``, the
+noise that the plan's sketches add and the charges of recomputing, subject to ``bytes <= limit``. Its
+Lagrangian is the cut of :mod:`passes.plan`, with 1 / lambda for the price of a byte: so lambda is
+searched on a fixed grid, from the exact plan down, for the largest that fits. What is left under
+the limit then buys finer codecs, those first that spare most noise a byte.
+
+Comes in: a cost table, a limit and a way to measure a plan. Goes out: :class:`BudgetedPlan`. The
+same table and limit give the same plan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from passes.estimate import CodecCost, CostTable
+from passes.plan import Action, Decision, Plan, make_plan
+
+# Lambda = 10**(k / 4): each step changes the price of noise by 1.8, the rungs of the ladder differ
+# by more.
+_GRID = [10.0 ** (k / 4) for k in range(-28, 13)]
+
+
+@dataclass(frozen=True)
+class BudgetedPlan:
+    """The outcome of a search.
+
+    Attributes:
+        plan: the plan of least noise that fits, or the smallest one if none does.
+        measured_nbytes: what the limit was compared with, for this plan.
+        limit_nbytes: the limit.
+    """
+
+    plan: Plan
+    measured_nbytes: int
+    limit_nbytes: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether the plan is within the limit."""
+        return self.measured_nbytes <= self.limit_nbytes
+
+
+def plan_within(
+    costs: CostTable, limit_nbytes: int, measure: Callable[[Plan], int] | None = None
+) -> BudgetedPlan:
+    """Search the plan of least noise within a limit.
+
+    Args:
+        costs: the table made by *estimate*.
+        limit_nbytes: the limit.
+        measure: what a plan takes, in bytes: its kept bytes if None, else for instance the
+            predicted peak of its graphs. It should not fall when a plan keeps more.
+
+    Returns:
+        The plan and what it takes.
+    """
+    known: dict[tuple[Decision, ...], int] = {}
+
+    def measured(plan: Plan) -> BudgetedPlan:
+        if plan.decisions not in known:
+            known[plan.decisions] = plan.kept_nbytes if measure is None else measure(plan)
+        return BudgetedPlan(plan, known[plan.decisions], limit_nbytes)
+
+    exact = measured(make_plan(costs, math.inf))
+    if exact.fits:
+        return exact
+    best = measured(make_plan(costs, 0.0))
+    if not best.fits:
+        return best
+    low, high = 0, len(_GRID)
+    while low < high:
+        middle = (low + high) // 2
+        tried = measured(make_plan(costs, _GRID[middle]))
+        if tried.fits:
+            best, low = tried, middle + 1
+        else:
+            high = middle
+    filled = measured(refine(costs, best.plan, limit_nbytes - best.measured_nbytes))
+    return filled if filled.fits else best
+
+
+def refine(costs: CostTable, plan: Plan, spare_nbytes: int) -> Plan:
+    """Spend spare bytes on finer codecs, those first that spare the most noise a byte.
+
+    Args:
+        costs: the table that the plan was made from.
+        plan: a plan.
+        spare_nbytes: bytes that it may keep in addition.
+
+    Returns:
+        A plan that differs in the codecs of sketched values only. A derived value's noise is
+        that of its sources.
+    """
+    codecs = {value.node: value.codecs for value in costs.values}
+    nbytes = {value.node: value.nbytes for value in costs.values}
+    decisions = {decision.node: decision for decision in plan.decisions}
+    while True:
+        upgrades = [
+            (_gain(decision, codec, nbytes[name]), -i, name, codec)
+            for i, (name, decision) in enumerate(decisions.items())
+            if decision.action is Action.SKETCH
+            for codec in codecs[name]
+            if codec.noise < decision.noise
+            and 0 < codec.nbytes - decision.kept_nbytes <= spare_nbytes
+        ]
+        if not upgrades:
+            break
+        _, _, name, codec = max(upgrades, key=lambda upgrade: upgrade[:2])
+        spare_nbytes -= codec.nbytes - decisions[name].kept_nbytes
+        decisions[name] = replace(
+            decisions[name], codec=codec.codec, kept_nbytes=codec.nbytes, noise=codec.noise
+        )
+    for name, decision in decisions.items():
+        if decision.derivation is not None:
+            sources = [decisions[n].noise for n in decision.derivation.linear if n in decisions]
+            decisions[name] = replace(decision, noise=max(sources, default=0.0))
+    return replace(plan, decisions=tuple(decisions.values()))
+
+
+def _gain(decision: Decision, codec: CodecCost, value_nbytes: int) -> float:
+    """Noise spared a byte, weighted as in the price of a sketch."""
+    spared = (decision.noise - codec.noise) * codec.sensitivity * value_nbytes
+    return spared / (codec.nbytes - decision.kept_nbytes)

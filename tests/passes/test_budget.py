@@ -1,0 +1,118 @@
+import itertools
+
+import pytest
+
+from passes.budget import plan_within, refine
+from passes.estimate import CodecCost, CostTable, ValueCost
+from passes.plan import Action, make_plan
+
+
+class Named:
+    """A codec as far as the planner looks at it."""
+
+    def __init__(self, name):
+        self.name = name
+
+    exact = False
+    needs_seed = True
+
+
+# Bytes and noise of an eighth, a quarter and a half of a value's 1,000 bytes.
+RUNGS = ((500, 0.001), (250, 0.05), (125, 0.5))
+
+
+def value(node, sensitivity=1.0, nbytes=1000):
+    codecs = tuple(
+        CodecCost(Named(f"{size}"), size * nbytes // 1000, noise, sensitivity)
+        for size, noise in RUNGS
+    )
+    return ValueCost(
+        node=node,
+        inputs=(),
+        nbytes=nbytes,
+        size_known=True,
+        keep_nbytes=nbytes,
+        recompute_cost=None,
+        ban_reason="costly op",
+        must_recompute=False,
+        raw_users=(),
+        linear_users=(f"use_{node}",),
+        codecs=codecs,
+        unsketchable=None,
+        packing=None,
+        is_input=False,
+    )
+
+
+TABLE = CostTable(tuple(value(f"v{i}", sensitivity=4.0**i) for i in range(4)))
+
+
+def weighted_noise(plan):
+    sensitivities = {v.node: v.codecs[0].sensitivity for v in TABLE.values}
+    return sum(d.noise * sensitivities[d.node] for d in plan.decisions)
+
+
+def best_by_brute_force(limit):
+    """The least weighted noise over all choices of codec or exact value."""
+    ways = [(1000, 0.0), *RUNGS]
+    return min(
+        sum(way[1] * 4.0**i for i, way in enumerate(chosen))
+        for chosen in itertools.product(ways, repeat=4)
+        if sum(way[0] for way in chosen) <= limit
+    )
+
+
+@pytest.mark.parametrize("limit", [500, 625, 750, 1000, 1250, 1500, 2000, 3000, 4000])
+def test_the_plan_fits_and_is_near_the_best(limit):
+    found = plan_within(TABLE, limit)
+    assert found.fits
+    assert found.measured_nbytes == found.plan.kept_nbytes <= limit
+    # Greedy filling leaves less than one step unspent, of 500 bytes at most: the plan is no worse
+    # than the best of a limit that much smaller (500 bytes are the least there is).
+    assert weighted_noise(found.plan) <= best_by_brute_force(max(limit - 500, 500))
+
+
+def test_an_exact_plan_that_fits_is_taken():
+    found = plan_within(TABLE, 4000)
+    assert all(d.action is Action.KEEP for d in found.plan.decisions)
+
+
+def test_the_least_is_returned_where_nothing_fits():
+    found = plan_within(TABLE, 499)
+    assert not found.fits
+    assert found.measured_nbytes == 500
+    assert found.limit_nbytes == 499
+
+
+def test_a_smaller_limit_never_keeps_more_or_adds_less_noise():
+    found = [plan_within(TABLE, limit).plan for limit in range(500, 4001, 50)]
+    kept = [plan.kept_nbytes for plan in found]
+    noise = [weighted_noise(plan) for plan in found]
+    assert kept == sorted(kept)
+    assert noise == sorted(noise, reverse=True)
+
+
+def test_the_measure_is_asked_once_a_plan_and_decides():
+    asked = []
+
+    def measure(plan):
+        asked.append(plan.decisions)
+        return plan.kept_nbytes + 10_000
+
+    found = plan_within(TABLE, 11_000, measure)
+    assert found.fits
+    assert found.measured_nbytes == found.plan.kept_nbytes + 10_000
+    assert len(asked) == len(set(asked))
+
+
+def test_spare_bytes_go_where_they_spare_most_noise():
+    plan = make_plan(TABLE, 0.0)
+    assert plan.kept_nbytes == 500
+    # One upgrade by 125 bytes fits: it goes to the value that counts most.
+    refined = refine(TABLE, plan, 125)
+    assert [d.kept_nbytes for d in refined.decisions] == [125, 125, 125, 250]
+    assert refine(TABLE, plan, 124) == plan
+
+
+def test_the_same_table_gives_the_same_plan():
+    assert plan_within(TABLE, 1234) == plan_within(TABLE, 1234)
