@@ -11,6 +11,7 @@ imports ``xconv_fx``.
 from passes.decompose import decompose
 from passes.estimate import CostTable, ValueCost, estimate_costs
 from passes.joint import JointGraph
+from passes.liveness import MemoryEstimate, predict_memory
 from passes.partition import Partition, partition, partition_exact
 from passes.pipeline import Outcome, run
 from passes.plan import Action, Decision, Plan, make_plan
@@ -25,6 +26,7 @@ __all__ = [
     "Decision",
     "JointGraph",
     "LinearUse",
+    "MemoryEstimate",
     "Outcome",
     "Partition",
     "Plan",
@@ -37,5 +39,6 @@ __all__ = [
     "make_plan",
     "partition",
     "partition_exact",
+    "predict_memory",
     "run",
 ]

@@ -21,6 +21,7 @@ from torch import fx
 import passes
 from passes import JointGraph, Partition
 from xconv_fx import _torch, audit
+from xconv_fx.memory import predict_step_memory
 from xconv_fx.options import Options, parse_options
 from xconv_fx.rules import exact_decompositions, make_rules, tracing_decompositions
 
@@ -123,8 +124,9 @@ class _PartitionFunction:
     ) -> tuple[Partition, audit.Report]:
         if not has_convolution(joint.graph):
             split = partition_exact()
+            memory = predict_step_memory(split, self.inner, channels_last=False)
             return split, audit.make_exact_report(
-                split, joint.held_inputs(), "no convolution in this graph"
+                split, joint.held_inputs(), "no convolution in this graph", memory
             )
         channels_last = self.inner == "inductor" and _torch.inductor_prefers_channels_last(
             joint.module
@@ -138,7 +140,8 @@ class _PartitionFunction:
             seed_offset=self.rank * _RANK_STRIDE,
             **kwargs,
         )
-        return outcome.split, audit.make_report(outcome, rules, partition_exact)
+        memory = predict_step_memory(outcome.split, self.inner, channels_last=channels_last)
+        return outcome.split, audit.make_report(outcome, rules, partition_exact, memory)
 
 
 def _announce(report: audit.Report) -> None:
