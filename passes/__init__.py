@@ -13,6 +13,7 @@ from passes.decompose import decompose
 from passes.derive import Derivation
 from passes.estimate import CostTable, ValueCost, estimate_costs
 from passes.joint import JointGraph
+from passes.liveness import MemoryEstimate, predict_memory
 from passes.partition import Partition, partition, partition_exact
 from passes.pipeline import Outcome, at_price, run
 from passes.plan import Action, Decision, Plan, make_plan
@@ -29,6 +30,7 @@ __all__ = [
     "Derivation",
     "JointGraph",
     "LinearUse",
+    "MemoryEstimate",
     "Outcome",
     "Partition",
     "Plan",
@@ -43,6 +45,7 @@ __all__ = [
     "partition",
     "partition_exact",
     "plan_within",
+    "predict_memory",
     "refine",
     "run",
 ]

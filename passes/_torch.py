@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 from torch._functorch import config as functorch_config  # 2.13
+from torch._functorch._aot_autograd.descriptors import InputMutationAOTOutput  # 2.13
 from torch._functorch.compile_utils import fx_graph_cse  # 2.13
 from torch._functorch.partitioners import cleanup_recompute_tags  # 2.13
 from torch._guards import TracingContext, tracing  # 2.13
@@ -97,6 +98,14 @@ def fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
         "AOTAutograd leaves it; trace the model with torch.compile or aot_function"
     )
     raise ValueError(msg)
+
+
+def is_input_mutation(description: object) -> bool:
+    """Whether an output of a forward is the new value of an input (``meta["desc"]``, 2.13).
+
+    The runtime copies it into the input and drops it, so the caller never holds it.
+    """
+    return isinstance(description, InputMutationAOTOutput)
 
 
 def size_hint(size: int | torch.SymInt) -> int | None:

@@ -135,6 +135,15 @@ def tensor_nbytes(val: torch.Tensor) -> int | None:
     return numel * val.dtype.itemsize
 
 
+def layout_hint(val: torch.Tensor) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
+    """Return sizes and strides with symbols replaced by their hints, None where unknown.
+
+    Unlike ``is_contiguous`` or a comparison of the sizes it installs no guard.
+    """
+    sizes = tuple(_torch.size_hint(size) for size in val.shape)
+    return sizes, tuple(_torch.size_hint(stride) for stride in val.stride())
+
+
 def argument_nodes(argument: Any) -> list[fx.Node]:
     """Return the nodes inside one argument of a call (itself, or those of a list)."""
     leaves = pytree.tree_leaves(argument)

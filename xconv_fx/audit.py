@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import io
 import logging
-import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,9 @@ from torch import fx
 
 from passes import Action, Decision, Outcome, Rules, ValueCost
 from passes.joint import JointGraph, tensor_nbytes, tensor_val
+from passes.liveness import MemoryEstimate
 from passes.partition import Partition
+from passes.provenance import module_of, source_of
 
 log = logging.getLogger("xconv_fx")
 
@@ -84,6 +85,7 @@ class Report:
         num_recomputed: values recomputed in the backward.
         notes: remarks about the graph as a whole.
         exact: why the graph was compiled exactly; None if it was not.
+        memory: predicted memory of a step of this graph; None where it could not be predicted.
     """
 
     values: tuple[ValueRow, ...]
@@ -95,6 +97,7 @@ class Report:
     exact: str | None
     _partition_exact: Callable[[], Partition] = field(repr=False, compare=False)
     _held_inputs: frozenset[str] = field(repr=False, compare=False, default=frozenset())
+    memory: MemoryEstimate | None = None
 
     @functools.cached_property
     def stock_nbytes(self) -> int:
@@ -103,6 +106,11 @@ class Report:
         Partitions the graph once more, on first use.
         """
         return kept_nbytes(self._partition_exact(), self._held_inputs)
+
+    @property
+    def predicted_peak_nbytes(self) -> int | None:
+        """Predicted peak of a step above what is allocated before it; None if not predicted."""
+        return None if self.memory is None else self.memory.peak_nbytes
 
     @property
     def ratio(self) -> float:
@@ -132,6 +140,8 @@ class Report:
             f"convolutions: {self.num_sketched_convolutions} sketched, "
             f"{len(self.exact_convolutions)} exact; values recomputed: {self.num_recomputed}",
         ]
+        if self.memory is not None:
+            lines.append(_memory_line(self.memory))
         if self.exact is not None:
             lines.append(f"compiled exactly: {self.exact}")
         return [*lines, *(f"note: {note}" for note in self.notes)]
@@ -162,13 +172,19 @@ def publish(report: Report) -> None:
         log.debug("\n%s", report)
 
 
-def make_report(outcome: Outcome, rules: Rules, partition_exact: Callable[[], Partition]) -> Report:
+def make_report(
+    outcome: Outcome,
+    rules: Rules,
+    partition_exact: Callable[[], Partition],
+    memory: MemoryEstimate | None = None,
+) -> Report:
     """Describe what the passes did to one joint graph.
 
     Args:
         outcome: what the passes produced.
         rules: the rules they were given.
         partition_exact: makes torch's default partition of the same graph, for comparison.
+        memory: predicted memory of a step.
     """
     joint = outcome.exposed
     nodes = {node.name: node for node in joint.graph.nodes}
@@ -195,12 +211,18 @@ def make_report(outcome: Outcome, rules: Rules, partition_exact: Callable[[], Pa
         num_recomputed=outcome.plan.counts().get(Action.RECOMPUTE.value, 0),
         notes=tuple(notes),
         exact=None,
+        memory=memory,
         _partition_exact=partition_exact,
         _held_inputs=joint.held_inputs(),
     )
 
 
-def make_exact_report(split: Partition, held_inputs: frozenset[str], reason: str) -> Report:
+def make_exact_report(
+    split: Partition,
+    held_inputs: frozenset[str],
+    reason: str,
+    memory: MemoryEstimate | None = None,
+) -> Report:
     """Describe a graph that was compiled exactly, and why."""
     return Report(
         values=(),
@@ -210,6 +232,7 @@ def make_exact_report(split: Partition, held_inputs: frozenset[str], reason: str
         num_recomputed=0,
         notes=(),
         exact=reason,
+        memory=memory,
         _partition_exact=lambda: split,
         _held_inputs=held_inputs,
     )
@@ -224,28 +247,6 @@ def kept_nbytes(split: Partition, held_inputs: frozenset[str]) -> int:
     kept = dict.fromkeys(split.kept_nodes())
     vals = [tensor_val(node) for node in kept if node.name not in held_inputs]
     return sum(tensor_nbytes(val) or 0 for val in vals if val is not None)
-
-
-def source_of(node: fx.Node) -> str:
-    """Return ``file:line: text`` of the model's source line behind a node, or ``unknown``."""
-    trace = node.meta.get("stack_trace") or ""
-    frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', trace)
-    if not frames:
-        return "unknown"
-    path, line, text = frames[-1]
-    return f"{path}:{line}: {text.strip()}"
-
-
-def module_of(node: fx.Node) -> str:
-    """Return the path of the innermost module that a node was traced in, or ``unknown``."""
-    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
-    if not stack:
-        return "unknown" if source_of(node) == "unknown" else "(root)"
-    path, _ = list(stack.values())[-1]
-    path = re.sub(r"getattr\((.*?), '([^']+)'\)", r"\1.\2", str(path))
-    path = re.sub(r"^[LG]\['\w+'\]|^[LG]\.\w+|\._modules\b", "", path)
-    path = re.sub(r"\['?([^'\]]+)'?\]", r".\1", path)
-    return path.strip(".") or "(root)"
 
 
 def _value_row(node: fx.Node, decision: Decision) -> ValueRow:
@@ -349,6 +350,18 @@ def _exact_table(rows: Sequence[ExactRow]) -> Table:
         dtype = str(row.dtype).removeprefix("torch.")
         table.add_row(row.module, _short_source(row.source), row.name, dtype, row.reason)
     return table
+
+
+def _memory_line(memory: MemoryEstimate) -> str:
+    line = (
+        f"predicted step: live after forward {_mib(memory.live_after_forward_nbytes)}, "
+        f"peak {_mib(memory.peak_nbytes)}"
+    )
+    if memory.peak is not None:
+        line += f" in the {memory.peak.phase} at {memory.peak.node} ({memory.peak.module})"
+    if memory.unknown:
+        line += f"; without {len(memory.unknown)} values of unknown size"
+    return line
 
 
 def _short_source(source: str) -> str:

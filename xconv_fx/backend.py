@@ -129,8 +129,9 @@ class _PartitionFunction:
     ) -> tuple[Partition, audit.Report]:
         if not has_convolution(joint.graph):
             split = partition_exact()
+            memory = predict_step_memory(split, self.inner, channels_last=False)
             return split, audit.make_exact_report(
-                split, joint.held_inputs(), "no convolution in this graph"
+                split, joint.held_inputs(), "no convolution in this graph", memory
             )
         channels_last = self.inner == "inductor" and _torch.inductor_prefers_channels_last(
             joint.module
@@ -152,8 +153,8 @@ class _PartitionFunction:
             seed_offset=self.rank * _RANK_STRIDE,
             **kwargs,
         )
-        return outcome.split, audit.make_report(outcome, rules, partition_exact)
-
+        memory = predict_step_memory(outcome.split, self.inner, channels_last=channels_last)
+        return outcome.split, audit.make_report(outcome, rules, partition_exact, memory)
 
     def _peak_nbytes(self, outcome: passes.Outcome, channels_last: bool) -> int:
         predicted = predict_step_memory(outcome.split, self.inner, channels_last=channels_last)

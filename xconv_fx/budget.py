@@ -64,9 +64,7 @@ def make_planner(
     if budget is None:
         return at_price(noise_price)
 
-    def planner(
-        joint: JointGraph, costs: CostTable, carry_out: Callable[[Plan], Outcome]
-    ) -> Plan:
+    def planner(joint: JointGraph, costs: CostTable, carry_out: Callable[[Plan], Outcome]) -> Plan:
         if isinstance(budget, float):
             found = plan_within(costs, int(budget * stock_nbytes()), _kept_nbytes)
             asked = f"{budget:g} of what torch's default partition keeps"

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from passes import LinearUse
-from passes.estimate import estimate_costs, hinted_shape, is_view, recompute_ban
+from passes.estimate import (
+    estimate_costs,
+    hinted_shape,
+    is_view,
+    num_positions,
+    recompute_ban,
+)
 
 aten = torch.ops.aten
 

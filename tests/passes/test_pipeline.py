@@ -159,7 +159,9 @@ def test_the_noise_price_reaches_the_plan(toy):
 
 
 def test_the_seed_offset_reaches_the_graph(toy):
-    outcome = passes.run(capture_net(toy), toy.rules(toy.Signed()), passes.at_price(0.0), None, seed_offset=5)
+    outcome = passes.run(
+        capture_net(toy), toy.rules(toy.Signed()), passes.at_price(0.0), None, seed_offset=5
+    )
     (draw,) = random_nodes(outcome.split.forward.graph)
     assert [user.args[1] for user in draw.users] == [5]
 
@@ -245,7 +247,9 @@ def deep(x, *weights):
 def plan_deep(toy):
     weights = [torch.randn(4, 4, requires_grad=True) for _ in range(4)]
     joint = toy.capture(deep, torch.randn(2, 4), *weights, static=range(1, 5))
-    return describe(toy, passes.run(joint, toy.rules(toy.Signed(), toy.Coin()), passes.at_price(1e-3), None))
+    return describe(
+        toy, passes.run(joint, toy.rules(toy.Signed(), toy.Coin()), passes.at_price(1e-3), None)
+    )
 
 
 def test_the_same_graph_gives_the_same_plan_and_text(toy):

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import inspect
 import logging
-import operator
 import re
 
 import pytest
@@ -14,8 +13,9 @@ from torch._dynamo import config as dynamo_config  # noqa: TID251
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import passes
+from passes.liveness import MemoryEstimate, Peak
 from xconv_fx import audit
-from xconv_fx.audit import all_reports, clear_reports, last_report, module_of, source_of
+from xconv_fx.audit import all_reports, clear_reports, last_report
 from xconv_fx.backend import xconv
 
 aten = torch.ops.aten
@@ -135,6 +135,21 @@ class TestRows:
             "convolutions: 0 sketched, 0 exact; values recomputed: 0",
             "note: a remark",
         ]
+
+    def test_the_predicted_memory_is_a_line_of_the_totals(self):
+        peak = Peak("backward", "mm_1", "head", 0, ())
+        memory = MemoryEstimate(2**20, 2**20, 3 * 2**20, peak, ("u",))
+        report = audit.Report((), (), 0, 0, 0, (), None, lambda: None, memory=memory)
+        report.__dict__["stock_nbytes"] = 0
+        assert report.predicted_peak_nbytes == 3 * 2**20
+        assert report.summary()[2] == (
+            "predicted step: live after forward 1.00 MiB, peak 3.00 MiB in the backward at mm_1 "
+            "(head); without 1 values of unknown size"
+        )
+
+    def test_a_compiled_graph_has_a_prediction(self):
+        report = report_of(conv_sum(conv(3, 4)))
+        assert report.memory.peak_nbytes >= report.memory.live_after_forward_nbytes > 0
 
 
 class TestReasons:
@@ -326,45 +341,3 @@ class TestReports:
         with caplog.at_level(logging.DEBUG, logger="xconv_fx"):
             audit.publish(report)
         assert str(report) in caplog.text
-
-
-def node_with(**meta):
-    node = fx.Graph().call_function(operator.neg, (1,))
-    node.meta.update(meta)
-    return node
-
-
-@pytest.mark.parametrize(
-    ("path", "module"),
-    [
-        ("L['self']", "(root)"),
-        ("L['self'].conv1", "conv1"),
-        ("L['self'].layer1[0].conv2", "layer1.0.conv2"),
-        ("L['self']._modules['body']._modules['0']", "body.0"),
-        ("L['self'].heads['mask']", "heads.mask"),
-        ("L['model'].stem", "stem"),
-    ],
-)
-def test_module_paths_are_those_of_named_modules(path, module):
-    stack = {"outer": ("L['self']", nn.Module), "inner": (path, nn.Conv2d)}
-    assert module_of(node_with(nn_module_stack=stack)) == module
-    assert module_of(node_with(fwd_nn_module_stack=stack)) == module
-
-
-def test_the_path_below_a_global_model_has_no_prefix():
-    stack = {"": ("G['model'].stem", nn.Conv2d)}
-    assert module_of(node_with(nn_module_stack=stack)) == "stem"
-
-
-def test_a_source_is_the_innermost_line_of_the_trace():
-    trace = (
-        'File "/home/me/train.py", line 9, in forward\n    x = self.body(x)\n'
-        '  File "/home/me/net.py", line 31, in forward\n    return self.conv(x)\n'
-    )
-    assert source_of(node_with(stack_trace=trace)) == "/home/me/net.py:31: return self.conv(x)"
-
-
-@pytest.mark.parametrize("meta", [{}, {"stack_trace": None}, {"stack_trace": "no frame"}])
-def test_what_is_not_known_is_said_to_be_unknown(meta):
-    node = node_with(nn_module_stack={}, **meta)
-    assert (module_of(node), source_of(node)) == ("unknown", "unknown")
