@@ -1,10 +1,10 @@
 """*budget*: the plan of least noise whose bytes, or whose predicted peak, stay within a limit.
 
-Objective, over all plans: minimise ``sum_v noise(v) * sensitivity(v) * nbytes(v) + charges``, the
-noise that the plan's sketches add and the charges of recomputing, subject to ``bytes <= limit``. Its
-Lagrangian is the cut of :mod:`passes.plan`, with 1 / lambda for the price of a byte: so lambda is
-searched on a fixed grid, from the exact plan down, for the largest that fits. What is left under
-the limit then buys finer codecs, those first that spare most noise a byte.
+Objective, over all plans: minimise ``sum_v noise(v) * sensitivity(v) * nbytes(v)``, the noise that
+its sketches add, subject to ``bytes <= limit``. Its Lagrangian, with the charges of recomputing, is
+the cut of :mod:`passes.plan`, 1 / lambda being the price of a byte: so lambda is searched on a
+fixed grid, from the exact plan down, for the largest that fits. What is left under the limit then
+buys finer codecs, those first that spare most noise a byte.
 
 Comes in: a cost table, a limit and a way to measure a plan. Goes out: :class:`BudgetedPlan`. The
 same table and limit give the same plan.

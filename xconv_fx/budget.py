@@ -20,7 +20,7 @@ from torch import fx
 from passes import BudgetedPlan, CostTable, JointGraph, Outcome, Plan, at_price, plan_within
 from passes.joint import tensor_nbytes, tensor_val
 from passes.pipeline import Planner
-from xconv_fx.audit import module_of
+from passes.provenance import module_of
 from xconv_fx.errors import BudgetError
 from xconv_fx.sketches.randomness import SCHEDULE_LENGTH
 
