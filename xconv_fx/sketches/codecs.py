@@ -241,8 +241,11 @@ class Probe:
 class Pack:
     """Booleans or small integers at ``bits`` bits an element, exactly (``sketches.bitpack``).
 
+    A width that is no power of two is kept as several parts whose widths are: 5 bits as the lowest
+    4 and the next one.
+
     Attributes:
-        bits: 1, 2 or 4; values must be in [0, 2**bits), which the caller knows.
+        bits: 1 to 8; values must be in [0, 2**bits), which the caller knows.
     """
 
     bits: int = 1
@@ -251,15 +254,23 @@ class Pack:
         """Check the fields.
 
         Raises:
-            OptionError: if ``bits`` is not 1, 2 or 4.
+            OptionError: if ``bits`` is not in 1 to 8.
         """
-        if type(self.bits) is not int or self.bits not in (1, 2, 4):
-            raise OptionError("bits", self.bits, "1, 2 or 4")
+        if type(self.bits) is not int or not 1 <= self.bits <= 8:
+            raise OptionError("bits", self.bits, "an int from 1 to 8")
 
     @property
     def name(self) -> str:
         """The name ``bitmask``, or one like ``pack[4b]``."""
         return "bitmask" if self.bits == 1 else f"pack[{self.bits}b]"
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Bits an element of each part, the lowest bits first: what ``sketches.bitpack`` takes."""
+        widths: list[int] = []
+        while (missing := self.bits - sum(widths)) > 0:
+            widths.append(next(width for width in (4, 2, 1) if width <= missing))
+        return tuple(widths)
 
     @property
     def exact(self) -> bool:
@@ -276,8 +287,13 @@ class Pack:
     ) -> tuple[Tensor, ...]:
         """See :meth:`Codec.encode`; the seed may be None."""
         del seed
-        packed: Tensor = sketching.pack(x, self.bits, list(dim_order))
-        return (packed,)
+        parts = []
+        shift = 0
+        for width in self.widths:
+            part = x if width == self.bits else (x >> shift) & (2**width - 1)
+            parts.append(sketching.pack(part, width, list(dim_order)))
+            shift += width
+        return tuple(parts)
 
     def decode(
         self,
@@ -288,8 +304,13 @@ class Pack:
         dim_order: Sequence[int],
     ) -> Tensor:
         """See :meth:`Codec.decode`; the seed may be None."""
-        (packed,) = parts
-        x: Tensor = sketching.unpack(packed, list(size), dtype, self.bits, list(dim_order))
+        x: Tensor | None = None
+        shift = 0
+        for packed, width in zip(parts, self.widths, strict=True):
+            part: Tensor = sketching.unpack(packed, list(size), dtype, width, list(dim_order))
+            x = part if x is None else x | (part << shift)
+            shift += width
+        assert x is not None, "there is at least one part"
         return x
 
     def nbytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:

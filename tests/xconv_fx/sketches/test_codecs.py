@@ -45,6 +45,7 @@ def test_names():
         "orthogonal[r=33]",
     ]
     assert Pack().name == "bitmask"
+    assert Pack(3).name == "pack[3b]"
 
 
 def test_flags():
@@ -90,6 +91,32 @@ def test_bitmask_round_trip():
     floats = codec.decode(parts, None, mask.shape, torch.float32, LAST)
     assert torch.equal(floats, mask.float())
     assert codec.noise(mask.shape) == 0.0
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("order", [PLAIN, LAST])
+def test_small_integers_round_trip_at_every_width(bits, order):
+    dtype = torch.int8 if bits < 8 else torch.uint8
+    x = torch.arange(4 * 3 * 7 * 5).remainder(2**bits).to(dtype).view(4, 3, 7, 5)
+    if order == LAST:
+        x = x.contiguous(memory_format=torch.channels_last)
+    codec = Pack(bits)
+    parts = codec.encode(x, None, order)
+    assert sum(codec.widths) == bits
+    assert len(parts) == len(codec.widths)
+    # 420 elements fill two groups of 256.
+    assert sum(part.nbytes for part in parts) == codec.nbytes(x.shape, dtype) == 64 * bits
+    back = codec.decode(parts, None, x.shape, dtype, order)
+    assert torch.equal(back, x)
+    assert back.stride() == x.stride()
+
+
+def test_a_pack_that_gets_what_it_cannot_hold_spoils_no_other_element():
+    codec = Pack(3)
+    x = torch.zeros(256, dtype=torch.int8)
+    x[7] = 100
+    back = codec.decode(codec.encode(x, None, [0]), None, x.shape, x.dtype, [0])
+    assert back.nonzero().tolist() == [[7]]
 
 
 @names
@@ -149,6 +176,13 @@ def test_bits_that_are_not_allowed(bits):
     with pytest.raises(OptionError) as error:
         Quantize(bits)
     assert str(error.value) == f"option 'bits' got {bits!r}; allowed: 8, 4, 2 or 1"
+
+
+@pytest.mark.parametrize("bits", [0, 9, -1, 2.0, True, "2", None])
+def test_widths_of_a_pack_that_are_not_allowed(bits):
+    with pytest.raises(OptionError) as error:
+        Pack(bits)
+    assert str(error.value) == f"option 'bits' got {bits!r}; allowed: an int from 1 to 8"
 
 
 @pytest.mark.parametrize("group_size", [0, 4, 100, 2**17, 256.0, True])
