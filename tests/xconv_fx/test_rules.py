@@ -277,6 +277,21 @@ def test_a_prelus_backward_keeps_its_numbers():
     assert_same(EXPOSURES[op](*args), op(*args))
 
 
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_a_glus_backward_keeps_its_numbers(dim):
+    op = aten.glu_backward.default
+    x = randn(2, 6, 4)
+    args = (randn(*aten.glu.default(x, dim).shape), x, dim)
+    assert_same([EXPOSURES[op](*args)], [op(*args)])
+
+
+def test_a_log_sigmoids_backward_keeps_its_numbers():
+    op = aten.log_sigmoid_backward.default
+    x = randn(4, 50)
+    args = (randn(4, 50), x, aten.log_sigmoid_forward.default(x)[1])
+    assert_same([EXPOSURES[op](*args)], [op(*args)])
+
+
 @pytest.mark.parametrize(
     ("op", "size", "args"),
     [
@@ -315,6 +330,8 @@ def test_every_exposure_is_checked_here():
         aten.native_layer_norm_backward.default,
         aten.native_dropout_backward.default,
         aten._prelu_kernel_backward.default,
+        aten.glu_backward.default,
+        aten.log_sigmoid_backward.default,
         aten.avg_pool2d_backward.default,
         aten.avg_pool3d_backward.default,
         aten._adaptive_avg_pool2d_backward.default,
