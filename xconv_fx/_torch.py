@@ -6,8 +6,9 @@ public names, and a linter rule (TID251) keeps it so.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -114,6 +115,13 @@ def decompositions_of(ops: Sequence[Any]) -> dict[Any, Callable[..., Any]]:
     """Return torch's own decompositions of these ops (``torch._decomp``, 2.11 to 2.13)."""
     table: dict[Any, Callable[..., Any]] = get_decompositions(ops)
     return table
+
+
+@contextlib.contextmanager
+def activation_memory_budget(budget: float) -> Iterator[None]:
+    """Partition under torch's own memory budget, a share of what it keeps without (2.13)."""
+    with functorch_config.patch(activation_memory_budget=budget):
+        yield
 
 
 def max_pool_forms_offsets(window: Sequence[int]) -> bool:
