@@ -11,7 +11,7 @@ allocator's own record of a step, weights' copies and all.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,9 @@ class Row:
 
 
 def loss_of(output: Any) -> Tensor:
-    """Return a scalar that depends on every element of a model's output."""
-    tensors = [output] if isinstance(output, Tensor) else list(output)
+    """Return a scalar that depends on every element of a model's output, a dict of tensors too."""
+    tensors = list(output.values()) if isinstance(output, Mapping) else output
+    tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
     return torch.stack([t.float().square().mean() for t in tensors]).sum()
 
 
@@ -258,10 +259,10 @@ def main(
             row = replace(row, stock_memory=stock, xconv_memory=ours)
         rows.append(row)
         console.print(f"{row.model}: {row.ratio(row.default_nbytes):.3f}")
+        if json_path is not None:  # after each, since a run over all models takes long
+            json_path.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
     console.print(results_table(rows))
     console.print(f"torch {torch.__version__}, CPU, fp32")
-    if json_path is not None:
-        json_path.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
 
 
 def _default_models(third_party_models: bool) -> list[str]:

@@ -3,6 +3,7 @@ import json
 
 import click.testing
 import pytest
+import torch
 from rich.console import Console
 
 from benchmarks import saved_bytes
@@ -11,6 +12,15 @@ from benchmarks import saved_bytes
 @pytest.fixture(scope="module")
 def row():
     return saved_bytes.count("cifar_net", 2, None, noise_prices=(30.0, 0.001), budgets=(0.5, 0.2))
+
+
+@pytest.mark.parametrize("wrap", [lambda t: t[0], list, tuple, lambda t: dict(enumerate(t))])
+def test_the_loss_depends_on_every_output(wrap):
+    outputs = [torch.randn(2, 3, requires_grad=True) for _ in range(2)]
+    saved_bytes.loss_of(wrap(outputs)).backward()
+    reached = [output for output in outputs if output.grad is not None]
+    assert len(reached) == (1 if isinstance(wrap(outputs), torch.Tensor) else 2)
+    assert all((output.grad != 0).all() for output in reached)
 
 
 def test_a_row_orders_the_ways_by_what_they_keep(row):
