@@ -176,8 +176,8 @@ def measure(
 def results_table(rows: Sequence[Row]) -> Table:
     """Render rows that were counted at the same prices and budgets, as ratios to stock."""
     table = Table(title="bytes kept for backward, ratios to inductor", title_justify="left")
-    table.add_column("model")
-    table.add_column("input")
+    for heading in ("model", "input"):
+        table.add_column(heading, no_wrap=True)
     headings = ["eager MB", "inductor MB", "xconv MB"]
     headings += [f"budget {budget:g}" for budget in rows[0].budget_nbytes]
     headings += [f"xconv {price:g}" for price in rows[0].xconv_nbytes]
@@ -249,7 +249,7 @@ def main(
     """Count the bytes that MODELS keep for backward (default: all of the zoo's)."""
     for price in noise_prices:
         parse_options({"noise_price": price})
-    console = Console(width=180)
+    console = Console(width=200)
     rows: list[Row] = []
     for name in models or _default_models(third_party):
         row = count(name, batch_size, size, noise_prices)
