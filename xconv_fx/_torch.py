@@ -6,17 +6,20 @@ public names, and a linter rule (TID251) keeps it so.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch._inductor.lowering  # registers ops that Inductor's decompositions call (2.13)
 from torch import fx
 from torch._decomp import get_decompositions
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch import config as functorch_config
-from torch._inductor import list_mode_options
+from torch._inductor import (
+    list_mode_options,
+    lowering,  # registers ops that Inductor's decompositions call (2.13)
+)
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
@@ -112,6 +115,23 @@ def decompositions_of(ops: Sequence[Any]) -> dict[Any, Callable[..., Any]]:
     """Return torch's own decompositions of these ops (``torch._decomp``, 2.11 to 2.13)."""
     table: dict[Any, Callable[..., Any]] = get_decompositions(ops)
     return table
+
+
+@contextlib.contextmanager
+def activation_memory_budget(budget: float) -> Iterator[None]:
+    """Partition under torch's own memory budget, a share of what it keeps without (2.13)."""
+    with functorch_config.patch(activation_memory_budget=budget):
+        yield
+
+
+def max_pool_forms_offsets(window: Sequence[int]) -> bool:
+    """Whether Inductor's decomposition of a max pool returns offsets in the window (2.13).
+
+    Small windows become ``prims._low_memory_max_pool_with_offsets``; larger ones stay the aten op
+    with int64 indices. A wrong answer costs time or bytes, never exactness.
+    """
+    falls_back = getattr(lowering, "should_fallback_max_pool_with_indices", None)
+    return falls_back is None or not falls_back(list(window), n_dim=len(window))
 
 
 @functools.cache

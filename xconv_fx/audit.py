@@ -23,6 +23,7 @@ from passes.joint import JointGraph, tensor_nbytes, tensor_val
 from passes.liveness import MemoryEstimate
 from passes.partition import Partition
 from passes.provenance import module_of, source_of
+from xconv_fx import _torch
 
 log = logging.getLogger("xconv_fx")
 
@@ -106,6 +107,18 @@ class Report:
         Partitions the graph once more, on first use.
         """
         return kept_nbytes(self._partition_exact(), self._held_inputs)
+
+    def stock_nbytes_at(self, memory_budget: float) -> int:
+        """Bytes that torch's partition of the same graph keeps at an activation memory budget.
+
+        Torch recomputes to stay within it, exactly. Partitions the graph once more; a graph that
+        was compiled exactly is not partitioned again.
+
+        Args:
+            memory_budget: torch's ``activation_memory_budget``, from 0 to 1.
+        """
+        with _torch.activation_memory_budget(memory_budget):
+            return kept_nbytes(self._partition_exact(), self._held_inputs)
 
     @property
     def predicted_peak_nbytes(self) -> int | None:

@@ -230,6 +230,8 @@ SMOOTH = {
     "hardswish": nn.Hardswish(),
     "mish": nn.Mish(),
     "softplus": nn.Softplus(beta=2.0, threshold=1.5),
+    "logsigmoid": nn.LogSigmoid(),
+    "tanhshrink": nn.Tanhshrink(),
 }
 MASKED = {
     "relu": nn.ReLU(),
@@ -238,6 +240,8 @@ MASKED = {
     "relu6": nn.ReLU6(),
     "hardtanh": nn.Hardtanh(-0.5, 0.7),
     "threshold": nn.Threshold(0.1, -0.2),
+    "softshrink": nn.Softshrink(0.3),
+    "hardshrink": nn.Hardshrink(0.3),
     # Its derivative takes two values: a mask will do.
     "hardsigmoid": nn.Hardsigmoid(),
 }
@@ -298,6 +302,34 @@ def test_prelu_keeps_a_mask_and_a_sketch_for_its_weight(
 
     assert rows_of(comparison.report, "middle") == ["pack", "sketch", "sketch"]
     check(comparison, assert_to_rounding, assert_unbiased, {"after.bias", "before.bias", "input"})
+
+
+class GluNet(Net):
+    def __init__(self) -> None:
+        super().__init__(2, nn.GLU(dim=1))
+        self.after = nn.Conv2d(2, 5, 1)
+
+
+def test_glu_keeps_its_two_derivatives(compare, assert_to_rounding, assert_unbiased):
+    x = torch.randn(SIZES[2], requires_grad=True)
+    comparison = compare(GluNet(), x, **sharp(torch.float32))
+
+    # The output, for the convolution after it, and a derivative for either half of the input.
+    assert rows_of(comparison.report, "middle") == ["sketch"] * 3
+    check(comparison, assert_to_rounding, assert_unbiased, {"after.bias"})
+
+
+def test_softsign_stays_exact(compare, assert_to_rounding, assert_unbiased):
+    """It is written in divisions, of which no rule knows the derivative: its input is kept."""
+    comparison = compare(*make(nn.Softsign(), 2, torch.float32), **sharp(torch.float32))
+
+    kept = [row for row in comparison.report.values if row.decision == "keep"]
+    assert [(row.module, row.shape) for row in kept] == [("before", (2, 4, 11, 13))]
+    (left,) = comparison.report.exact_convolutions
+    assert "is rebuilt exactly in the backward, from" in left.reason
+    for name in ("input", "before.bias", "after.weight", "after.bias"):
+        assert_to_rounding(comparison.grads[name], comparison.expected_grads[name])
+    assert_unbiased(comparison.samples["before.weight"], comparison.expected_grads["before.weight"])
 
 
 class DropoutNet(Net):

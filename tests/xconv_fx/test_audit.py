@@ -99,6 +99,11 @@ class TestRows:
         assert report.exact is None
         assert report.notes == ()
 
+    def test_the_stock_partition_under_torchs_own_budget(self, report):
+        assert report.stock_nbytes_at(1.0) == report.stock_nbytes
+        assert report.stock_nbytes_at(0.0) == 0
+        assert report.stock_nbytes_at(1.0) == report.stock_nbytes
+
     def test_the_stock_partition_is_made_once_and_when_asked_for(self, report):
         calls = []
 

@@ -21,6 +21,7 @@ from xconv_fx.rules import (
     candidate_codecs,
     exact_decompositions,
     make_rules,
+    max_pool,
     tracing_decompositions,
 )
 
@@ -148,9 +149,16 @@ def node(target, *args, val, **kwargs):
 
 def test_booleans_take_a_bit_and_other_values_are_not_packed():
     packing = make_rules(Options()).packing
-    assert packing(node(aten.relu.default, val=torch.empty(4, dtype=torch.bool))) == Pack(1)
+    assert packing(node(aten.relu.default, val=torch.empty(400, dtype=torch.bool))) == Pack(1)
     for dtype in (torch.float32, torch.int8, torch.int64):
-        assert packing(node(aten.relu.default, val=torch.empty(4, dtype=dtype))) is None
+        assert packing(node(aten.relu.default, val=torch.empty(400, dtype=dtype))) is None
+
+
+def test_what_packing_would_not_make_smaller_is_not_packed():
+    packing = make_rules(Options()).packing
+    for numel, codec in ((32, None), (33, Pack(1))):
+        mask = node(aten.relu.default, val=torch.empty(numel, dtype=torch.bool))
+        assert packing(mask) == codec
 
 
 @pytest.mark.parametrize(
@@ -161,18 +169,24 @@ def test_booleans_take_a_bit_and_other_values_are_not_packed():
         ([2, 2], Pack(2)),
         ([3, 3], Pack(4)),
         ([4, 4], Pack(4)),
-        ([5, 5], None),
+        ([2, 2, 2], Pack(3)),
+        ([5, 5], Pack(5)),
+        ([3, 3, 3], Pack(5)),
+        ([7, 7], Pack(6)),
+        ([11, 11], Pack(7)),
+        ([15, 15], None),
+        ([17, 17], None),
     ],
 )
 def test_offsets_of_a_max_pool_take_what_its_window_needs(window, codec):
     packing = make_rules(Options()).packing
-    val = torch.empty(4, dtype=torch.int8)
+    val = torch.empty(4096, dtype=torch.int8)
     graph = fx.Graph()
     pool = graph.call_function(
         torch.ops.prims._low_memory_max_pool_with_offsets.default, (None, window)
     )
     results = [graph.call_function(operator.getitem, (pool, i)) for i in range(2)]
-    results[0].meta["val"] = torch.empty(4)
+    results[0].meta["val"] = torch.empty(4096)
     results[1].meta["val"] = val
     assert [packing(result) for result in results] == [None, codec]
 
@@ -289,6 +303,21 @@ def test_a_prelus_backward_keeps_its_numbers():
     assert_same(EXPOSURES[op](*args), op(*args))
 
 
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_a_glus_backward_keeps_its_numbers(dim):
+    op = aten.glu_backward.default
+    x = randn(2, 6, 4)
+    args = (randn(*aten.glu.default(x, dim).shape), x, dim)
+    assert_same([EXPOSURES[op](*args)], [op(*args)])
+
+
+def test_a_log_sigmoids_backward_keeps_its_numbers():
+    op = aten.log_sigmoid_backward.default
+    x = randn(4, 50)
+    args = (randn(4, 50), x, aten.log_sigmoid_forward.default(x)[1])
+    assert_same([EXPOSURES[op](*args)], [op(*args)])
+
+
 @pytest.mark.parametrize(
     ("op", "size", "args"),
     [
@@ -298,6 +327,8 @@ def test_a_prelus_backward_keeps_its_numbers():
             (1, 2, 4, 4, 4),
             ([2] * 3, [2] * 3, [0] * 3, True, True),
         ),
+        (aten._adaptive_avg_pool2d_backward.default, (2, 3, 6, 7), ([4, 3],)),
+        (aten._adaptive_avg_pool3d_backward.default, (2, 3, 4, 5, 6), ([2, 3, 4],)),
         (aten.replication_pad1d_backward.default, (2, 3, 4), ([1, 2],)),
         (aten.replication_pad2d_backward.default, (2, 3, 4, 4), ([1, 2, 0, 1],)),
         (aten.replication_pad3d_backward.default, (2, 3, 4, 4, 4), ([1, 2, 0, 1, 1, 1],)),
@@ -308,7 +339,10 @@ def test_a_backward_that_reads_a_shape_keeps_its_numbers_without_the_values(op, 
     forward = getattr(aten, op.overloadpacket.__name__.removesuffix("_backward")).default
     x = randn(*size)
     grad = randn(*forward(x, *args).shape)
-    args = (*args, None) if "avg_pool" in str(op) else args
+    if "adaptive" in str(op):
+        args = ()
+    elif "avg_pool" in str(op):
+        args = (*args, None)
     expected = op(grad, x, *args)
     assert_same([EXPOSURES[op](grad, x * float("nan"), *args)], [expected])
 
@@ -322,15 +356,20 @@ def test_every_exposure_is_checked_here():
         aten.native_layer_norm_backward.default,
         aten.native_dropout_backward.default,
         aten._prelu_kernel_backward.default,
+        aten.glu_backward.default,
+        aten.log_sigmoid_backward.default,
         aten.avg_pool2d_backward.default,
         aten.avg_pool3d_backward.default,
+        aten._adaptive_avg_pool2d_backward.default,
+        aten._adaptive_avg_pool3d_backward.default,
         aten.replication_pad1d_backward.default,
         aten.replication_pad2d_backward.default,
         aten.replication_pad3d_backward.default,
     }
+    pools = set(max_pool.EXPOSURES)  # in rules/test_max_pool.py
     # where there is cuDNN or a reserve: the batch norm above behind other arguments
     elsewhere = {aten.batch_norm_backward.default, aten.cudnn_batch_norm_backward.default}
-    assert set(xconv_fx.rules.EXPOSURES) == checked | elsewhere
+    assert set(xconv_fx.rules.EXPOSURES) == checked | pools | elsewhere
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,11 @@ from xconv_fx.sketches.layout import Size
 class Pack:
     """Booleans or small integers at ``bits`` bits an element, exactly (``sketches.bitpack``).
 
+    A width that is no power of two is kept as several parts whose widths are: 5 bits as the lowest
+    4 and the next one.
+
     Attributes:
-        bits: 1, 2 or 4; values must be in [0, 2**bits), which the caller knows.
+        bits: 1 to 8; values must be in [0, 2**bits), which the caller knows.
     """
 
     bits: int = 1
@@ -29,15 +32,23 @@ class Pack:
         """Check the fields.
 
         Raises:
-            OptionError: if ``bits`` is not 1, 2 or 4.
+            OptionError: if ``bits`` is not in 1 to 8.
         """
-        if type(self.bits) is not int or self.bits not in (1, 2, 4):
-            raise OptionError("bits", self.bits, "1, 2 or 4")
+        if type(self.bits) is not int or not 1 <= self.bits <= 8:
+            raise OptionError("bits", self.bits, "an int from 1 to 8")
 
     @property
     def name(self) -> str:
         """The name ``bitmask``, or one like ``pack[4b]``."""
         return "bitmask" if self.bits == 1 else f"pack[{self.bits}b]"
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Bits an element of each part, the lowest bits first: what ``sketches.bitpack`` takes."""
+        widths: list[int] = []
+        while (missing := self.bits - sum(widths)) > 0:
+            widths.append(next(width for width in (4, 2, 1) if width <= missing))
+        return tuple(widths)
 
     @property
     def exact(self) -> bool:
@@ -54,8 +65,14 @@ class Pack:
     ) -> tuple[Tensor, ...]:
         """See :meth:`Codec.encode`; the seed may be None."""
         del seed
-        packed: Tensor = sketching.pack(x, self.bits, list(dim_order))
-        return (packed,)
+        parts = []
+        shift = 0
+        for width in self.widths:
+            # In int32: Inductor's vectorised shift of bytes goes through memory (torch 2.13, CPU).
+            part = x if width == self.bits else (x.to(torch.int32) >> shift) & (2**width - 1)
+            parts.append(sketching.pack(part, width, list(dim_order)))
+            shift += width
+        return tuple(parts)
 
     def decode(
         self,
@@ -66,14 +83,25 @@ class Pack:
         dim_order: Sequence[int],
     ) -> Tensor:
         """See :meth:`Codec.decode`; the seed may be None."""
-        (packed,) = parts
-        x: Tensor = sketching.unpack(packed, list(size), dtype, self.bits, list(dim_order))
-        return x
+        if len(self.widths) == 1:
+            whole: Tensor = sketching.unpack(
+                parts[0], list(size), dtype, self.bits, list(dim_order)
+            )
+            return whole
+        total: Tensor | None = None
+        shift = 0
+        for packed, width in zip(parts, self.widths, strict=True):
+            part = sketching.unpack(packed, list(size), torch.int32, width, list(dim_order))
+            total = part if total is None else total | (part << shift)
+            shift += width
+        assert total is not None, "there is at least one part"
+        return total.to(dtype)
 
     def nbytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         """See :meth:`Codec.nbytes`."""
         del dtype
-        return math.prod(packed_size(shape, 8 // self.bits, range(len(shape))))
+        order = range(len(shape))
+        return sum(math.prod(packed_size(shape, 8 // width, order)) for width in self.widths)
 
     def noise(self, shape: Sequence[int]) -> float:
         """Return 0: exact."""

@@ -4,7 +4,7 @@ Owns the schemas, eager implementations and fake implementations, and the table 
 operators back to aten (:data:`DECOMPOSITIONS`). The mathematics lies in ``xconv_fx.sketches``.
 """
 
-from xconv_fx.ops import convolution, derivatives, gradients, sketching
+from xconv_fx.ops import convolution, derivatives, gradients, pooling, sketching
 from xconv_fx.ops.registry import DECOMPOSITIONS
 
-__all__ = ["DECOMPOSITIONS", "convolution", "derivatives", "gradients", "sketching"]
+__all__ = ["DECOMPOSITIONS", "convolution", "derivatives", "gradients", "pooling", "sketching"]

@@ -40,6 +40,7 @@ LADDER: tuple[Codec, ...] = (
 
 EXPOSURES: dict[Any, Callable[..., Any]] = {
     **convolution.EXPOSURES,
+    **max_pool.EXPOSURES,
     **norms.EXPOSURES,
     **pointwise.EXPOSURES,
     **shape_only.EXPOSURES,
@@ -77,11 +78,15 @@ def make_rules(options: Options, *, channels_last: bool = False) -> Rules:
 
 
 def packing(node: fx.Node) -> Codec | None:
-    """Return the exact codec of a boolean or of a max-pool's window offsets."""
-    if node.meta["val"].dtype == torch.bool:
-        return Pack(1)
-    levels = max_pool.num_offsets(node)
-    return next((Pack(bits) for bits in (1, 2, 4) if levels and levels <= 2**bits), None)
+    """Return the exact codec of a boolean or of a max-pool's window offsets, if it saves bytes."""
+    val = node.meta["val"]
+    levels = 2 if val.dtype == torch.bool else max_pool.num_offsets(node)
+    if levels is None or levels > 2**7:  # an eighth bit saves nothing over the byte it is in
+        return None
+    codec = Pack(max((levels - 1).bit_length(), 1))
+    static = all(isinstance(size, int) for size in val.shape)
+    # Groups are padded: a handful of elements takes fewer bytes as it is.
+    return None if static and codec.nbytes(val.shape, val.dtype) >= val.nbytes else codec
 
 
 def candidate_codecs(options: Options) -> tuple[Codec, ...]:

@@ -37,6 +37,7 @@ _SMOOTH = (
     aten.hardsigmoid_backward.default,
     aten.mish_backward.default,
     aten.softplus_backward.default,
+    aten.log_sigmoid_backward.default,
 )
 
 
@@ -44,8 +45,8 @@ def derivative_exposure(decomposition: Callable[..., Any]) -> Callable[..., Any]
     """Return the exposure of a pointwise backward ``f(grad, saved, ...)`` linear in grad.
 
     Args:
-        decomposition: the backward in plain ops; of its arguments after the first, the only
-            tensor is what it saved, at whatever place.
+        decomposition: the backward in plain ops; of its arguments after the first, the tensors
+            are what it saved, at whatever place.
     """
 
     def expose(grad_output: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -74,6 +75,21 @@ def expose_prelu_backward(
     return grad_input, xconv.scale_grad(grad_output, negative)
 
 
+def expose_glu_backward(grad_output: Tensor, input: Tensor, dim: int) -> Tensor:
+    """Rewrite ``aten.glu_backward`` (torch 2.13): the output ``a sigmoid(b)`` has two derivatives.
+
+    Args:
+        grad_output: of half the size of ``input`` along ``dim``.
+        input: a and b, one behind the other along ``dim``.
+        dim: the dim that is halved.
+    """
+    value, gate = opmath(input).chunk(2, dim)
+    opened = torch.sigmoid(gate)
+    grad_value = xconv.scale_grad(grad_output, opened)
+    grad_gate = xconv.scale_grad(grad_output, value * opened * (1 - opened))
+    return torch.cat([grad_value, grad_gate], dim)
+
+
 EXPOSURES: dict[Any, Callable[..., Any]] = {
     **_torch.decompositions_of(_MASKED),
     **{
@@ -81,6 +97,7 @@ EXPOSURES: dict[Any, Callable[..., Any]] = {
         for op, decomposition in _torch.decompositions_of(_SMOOTH).items()
     },
     aten._prelu_kernel_backward.default: expose_prelu_backward,
+    aten.glu_backward.default: expose_glu_backward,
 }
 LINEAR_USES: dict[Any, tuple[LinearUse, ...]] = {
     xconv.scale_grad.default: (LinearUse(1, PATH_SENSITIVITY, on_path=True),),

@@ -4,14 +4,14 @@ import torch
 from xconv_fx.codecs import Pack
 from xconv_fx.errors import OptionError
 
-LAST = [0, 2, 3, 1]
+PLAIN, LAST = [0, 1, 2, 3], [0, 2, 3, 1]
 
 
 def test_bitmask_round_trip():
     mask = (torch.randn(2, 3, 7, 5) > 0).contiguous(memory_format=torch.channels_last)
     codec = Pack()
     parts = codec.encode(mask, None, LAST)
-    assert sum(part.nbytes for part in parts) == codec.nbytes(mask.shape, torch.bool) == 32
+    assert sum(part.nbytes for part in parts) == codec.nbytes(mask.shape, torch.bool)
     back = codec.decode(parts, None, mask.shape, torch.bool, LAST)
     assert torch.equal(back, mask)
     assert back.stride() == mask.stride()
@@ -29,8 +29,33 @@ def test_supports():
     )
 
 
-@pytest.mark.parametrize("bits", [3, 8, True])
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("order", [PLAIN, LAST])
+def test_small_integers_round_trip_at_every_width(bits, order):
+    dtype = torch.int8 if bits < 8 else torch.uint8
+    x = torch.arange(8 * 3 * 7 * 5).remainder(2**bits).to(dtype).view(8, 3, 7, 5)
+    if order == LAST:
+        x = x.contiguous(memory_format=torch.channels_last)
+    codec = Pack(bits)
+    parts = codec.encode(x, None, order)
+    assert sum(codec.widths) == bits
+    assert len(parts) == len(codec.widths)
+    assert sum(part.nbytes for part in parts) == codec.nbytes(x.shape, dtype) == 105 * bits
+    back = codec.decode(parts, None, x.shape, dtype, order)
+    assert torch.equal(back, x)
+    assert back.stride() == x.stride()
+
+
+def test_a_pack_that_gets_what_it_cannot_hold_spoils_no_other_element():
+    codec = Pack(3)
+    x = torch.zeros(256, dtype=torch.int8)
+    x[7] = 100
+    back = codec.decode(codec.encode(x, None, [0]), None, x.shape, x.dtype, [0])
+    assert back.nonzero().flatten().tolist() == [7]
+
+
+@pytest.mark.parametrize("bits", [0, 9, -1, 2.0, True, "2", None])
 def test_bits_that_are_not_allowed(bits):
     with pytest.raises(OptionError) as error:
         Pack(bits)
-    assert str(error.value) == f"option 'bits' got {bits!r}; allowed: 1, 2 or 4"
+    assert str(error.value) == f"option 'bits' got {bits!r}; allowed: an int from 1 to 8"
