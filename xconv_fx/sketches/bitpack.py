@@ -69,8 +69,8 @@ def packed_size(size: Size, num_planes: int, dim_order: Sequence[int]) -> list[i
 def planes_of(x: Tensor, dim: int, num_planes: int) -> list[Tensor]:
     """Cut a tensor into planes, padded where they do not divide it.
 
-    The padding is zeros; along a dimension unknown at compile time it is the last element, since
-    padding and narrowing would ask for the size.
+    The padding is zeros, or where sizes are unknown at compile time the last element: a pad
+    specialises the sizes of all dimensions (torch 2.13).
 
     Args:
         x: tensor.
@@ -82,13 +82,15 @@ def planes_of(x: Tensor, dim: int, num_planes: int) -> list[Tensor]:
     """
     extent = x.shape[dim]
     rows = ceil_div(extent, num_planes)
-    if not isinstance(extent, int):
+    is_even = isinstance(extent, int) and rows * num_planes == extent
+    if not is_even and not all(isinstance(size, int) for size in x.shape):
         row = torch.arange(rows, device=x.device)
         places = [(row + plane * rows).clamp_max(extent - 1) for plane in range(num_planes)]
         return [x.index_select(dim, place) for place in places]
-    if rows * num_planes != extent:
-        missing = rows * num_planes - extent
-        x = torch.constant_pad_nd(x, [0, 0] * (x.dim() - 1 - dim) + [0, missing])
+    if not is_even:
+        x = torch.constant_pad_nd(
+            x, [0, 0] * (x.dim() - 1 - dim) + [0, rows * num_planes - extent]
+        )
     return [x.narrow(dim, plane * rows, rows) for plane in range(num_planes)]
 
 
