@@ -159,7 +159,7 @@ def _linear_form(
     elif target is aten.cat.default:
         wide = floating
     else:
-        wide = [n for n in floating if _sizes(n) == _sizes(node)]
+        wide = [n for n in floating if sizes_of(n) == sizes_of(node)]
     one = wide == [first] or (len(wide) == 1 and target is not aten.div.Tensor)
     affine = (
         target in _MOVES
@@ -172,7 +172,8 @@ def _linear_form(
     return _Form(tuple(wide), tuple(n for n in inputs if n not in wide))
 
 
-def _sizes(node: fx.Node) -> list[str]:
+def sizes_of(node: fx.Node) -> list[str]:
+    """Return a tensor's sizes as text, so that symbolic ones compare without a guard."""
     return [str(size) for size in node.meta["val"].shape]
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from passes import _torch
-from passes.derive import Derivation, find_derivations, uses_served
+from passes.derive import Derivation, find_derivations, sizes_of, uses_served
 from passes.joint import JointGraph, argument_nodes, tensor_nbytes, tensor_val
 from passes.rules import Codec, LinearUse, Rules
 
@@ -277,8 +277,9 @@ def _split_uses(
         uses = {use.arg: use for use in rules.linear.get(user.target, ())}
         positions = [i for i, arg in enumerate(user.args) if node in argument_nodes(arg)]
         in_kwargs = any(node in argument_nodes(arg) for arg in user.kwargs.values())
-        if len(positions) == 1 and positions[0] in uses and not in_kwargs:
-            linear.append((user, _settle(user, uses[positions[0]])))
+        use = uses.get(positions[0]) if len(positions) == 1 and not in_kwargs else None
+        if use is not None and (not use.same_size or sizes_of(node) == sizes_of(user)):
+            linear.append((user, _settle(user, use)))
         else:
             raw.append(user.name)
     return linear, raw

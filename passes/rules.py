@@ -118,12 +118,15 @@ class LinearUse:
             noise in the argument reaches every gradient there. None where the op alone does
             not tell: then it is on the path unless its result only becomes an output.
         path_sensitivity: the sensitivity where ``on_path`` is None and turns out true.
+        same_size: whether the use counts only where the argument is as large as the result: a
+            small factor that is repeated over it (a gate, a statistic) stays exact.
     """
 
     arg: int
     sensitivity: float = 1.0
     on_path: bool | None = False
     path_sensitivity: float = 1.0
+    same_size: bool = False
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,9 @@ def deep(x, *weights):
     """Layers with a residual path, so that the plan has ties and joins to get wrong."""
     for weight in weights:
         x = x + torch.relu((x @ weight) * x)
-    return x
+    product = x @ weights[0]
+    # Two linear uses of which the second's value is derived from the first's.
+    return x + product * torch.sin(x) + torch.neg(product) * torch.cos(x)
 
 
 def plan_deep(toy):

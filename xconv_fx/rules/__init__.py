@@ -21,7 +21,7 @@ from passes.rules import Codec
 from xconv_fx import _torch, ops
 from xconv_fx.codecs import ALLOWED_BITS, Pack, Probe, Quantize, Tile
 from xconv_fx.options import Options
-from xconv_fx.rules import convolution, linear, max_pool, norms, pointwise, shape_only
+from xconv_fx.rules import convolution, gates, linear, max_pool, norms, pointwise, shape_only
 from xconv_fx.sketches.probing import MODES
 
 DEFAULT_PROBES = 16
@@ -47,6 +47,7 @@ EXPOSURES: dict[Any, Callable[..., Any]] = {
 }
 LINEAR_USES: dict[Any, tuple[LinearUse, ...]] = {
     **convolution.LINEAR_USES,
+    **gates.LINEAR_USES,
     **linear.LINEAR_USES,
     **norms.LINEAR_USES,
     **pointwise.LINEAR_USES,

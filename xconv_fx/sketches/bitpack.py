@@ -27,7 +27,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from xconv_fx.sketches.layout import Size, ceil_div, known
+from xconv_fx.sketches.layout import Size, ceil_div
 
 
 def plane_dim(size: Size, num_planes: int, dim_order: Sequence[int]) -> int:
@@ -67,7 +67,10 @@ def packed_size(size: Size, num_planes: int, dim_order: Sequence[int]) -> list[i
 
 
 def planes_of(x: Tensor, dim: int, num_planes: int) -> list[Tensor]:
-    """Cut a tensor into planes, padding with zeros where they do not divide it.
+    """Cut a tensor into planes, padded where they do not divide it.
+
+    The padding is zeros, or where sizes are unknown at compile time the last element: a pad
+    specialises the sizes of all dimensions (torch 2.13).
 
     Args:
         x: tensor.
@@ -77,10 +80,15 @@ def planes_of(x: Tensor, dim: int, num_planes: int) -> list[Tensor]:
     Returns:
         P tensors with R rows along ``dim``.
     """
-    rows = ceil_div(x.shape[dim], num_planes)
-    if not known(rows * num_planes == x.shape[dim]):
-        missing = rows * num_planes - x.shape[dim]
-        x = torch.constant_pad_nd(x, [0, 0] * (x.dim() - 1 - dim) + [0, missing])
+    extent = x.shape[dim]
+    rows = ceil_div(extent, num_planes)
+    is_even = isinstance(extent, int) and rows * num_planes == extent
+    if not is_even and not all(isinstance(size, int) for size in x.shape):
+        row = torch.arange(rows, device=x.device)
+        places = [(row + plane * rows).clamp_max(extent - 1) for plane in range(num_planes)]
+        return [x.index_select(dim, place) for place in places]
+    if not is_even:
+        x = torch.constant_pad_nd(x, [0, 0] * (x.dim() - 1 - dim) + [0, rows * num_planes - extent])
     return [x.narrow(dim, plane * rows, rows) for plane in range(num_planes)]
 
 
@@ -117,6 +125,8 @@ def unpack_planes(packed: Tensor, size: Size, bits: int, dim_order: Sequence[int
         return wide
     num_planes = 8 // bits
     dim = plane_dim(size, num_planes, dim_order)
+    if not isinstance(size[dim], int):
+        return _gather_codes(wide, size, bits, dim)
     shift = torch.arange(0, 8, bits, dtype=torch.int32, device=packed.device)
     shift = shift.view([-1] + [1] * (packed.dim() - dim))
     values = torch.bitwise_right_shift(wide.unsqueeze(dim), shift) & (2**bits - 1)
@@ -161,6 +171,16 @@ def unpack(
     """
     values = unpack_planes(packed, size, bits, dim_order)
     return values != 0 if dtype == torch.bool else values.to(dtype)
+
+
+def _gather_codes(wide: Tensor, size: Size, bits: int, dim: int) -> Tensor:
+    """Unpack along a dimension unknown at compile time: merging planes would ask for its size."""
+    index = torch.arange(size[dim], device=wide.device)
+    plane = index // ceil_div(size[dim], 8 // bits)
+    taken = wide.index_select(dim, index - plane * ceil_div(size[dim], 8 // bits))
+    shift = (plane * bits).to(torch.int32).view([-1] + [1] * (wide.dim() - 1 - dim))
+    codes: Tensor = torch.bitwise_right_shift(taken, shift) & (2**bits - 1)
+    return codes
 
 
 def _waste(extent: int, num_planes: int) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from xconv_fx.sketches.layout import Size, inverse, known
@@ -39,11 +40,12 @@ def choose_blocks(size: Size, group_size: int) -> tuple[int, ...]:
     count = 1
     for dim in growing:
         extent = size[dim]
-        if isinstance(extent, int) and count < group_size:
+        if not isinstance(extent, int):
+            if dim or len(size) == 1:
+                blocks[dim] = extent
+        elif count < group_size and (dim or all(isinstance(block, int) for block in blocks)):
             blocks[dim] = _divisor(extent, -(-group_size // count))
             count *= blocks[dim]
-        elif not isinstance(extent, int) and dim > 1:
-            blocks[dim] = extent
     return tuple(blocks)
 
 
@@ -74,12 +76,25 @@ def smallest_and_largest(
         Two tensors of :func:`grid_of` in that memory order: the results of a reduction are
         dense as they come, so it runs on the dimensions in memory order.
     """
-    grid = grid_of(x.shape, blocks)
-    split = [extent for d in dim_order for extent in (grid[d], blocks[d])]
     reduced = list(range(1, 2 * x.dim(), 2))
-    grouped = x.permute(list(dim_order)).reshape(split)
+    grouped = _split(x.permute(list(dim_order)), [blocks[d] for d in dim_order])
     back = inverse(dim_order)
     return grouped.amin(reduced).permute(back), grouped.amax(reduced).permute(back)
+
+
+def _split(ordered: Tensor, blocks: Sequence[int]) -> Tensor:
+    """View each dimension as groups and places in a group."""
+    grid = grid_of(ordered.shape, blocks)
+    if all(isinstance(extent, int) for extent in ordered.shape):
+        return ordered.reshape([e for pair in zip(grid, blocks, strict=True) for e in pair])
+    # One by one, without a view of dynamic sizes, which would ask for them.
+    for dim in reversed(range(ordered.dim())):
+        whole = not isinstance(blocks[dim], int)
+        if whole or not isinstance(ordered.shape[dim], int):
+            ordered = ordered.unsqueeze(dim if whole else dim + 1)
+        else:
+            ordered = torch.unflatten(ordered, dim, (grid[dim], blocks[dim]))
+    return ordered
 
 
 def spread(values: Tensor, size: Size) -> Tensor:

@@ -122,15 +122,22 @@ def lattice_thresholds(
         index = torch.arange(first, first + count, dtype=torch.int32, device=seed.device)
         along = [-1] + [1] * (len(size) - 1 - d)
         if d == 0:
-            copies = ceil_div(first + count, NUM_STARTS)
-            samples = starts.expand([copies, NUM_STARTS]).reshape(-1)
-            samples = samples.narrow(0, first, count).view(along)
+            samples = _samples(starts, index, first, count).view(along)
         part = ((index & _LOW_16) * _lattice_multiplier(d, len(size))).view(along)
         turn = part if turn is None else turn + part
     assert turn is not None
     turned = (turn & (2**_LATTICE_BITS - 1)) * 2 ** (bits - _LATTICE_BITS)
     thresholds: Tensor = (samples + turned) & (2**bits - 1)
     return thresholds
+
+
+def _samples(starts: Tensor, index: Tensor, first: int, count: int) -> Tensor:
+    """Give each sample its start; the ints may be SymInts."""
+    if not (isinstance(first, int) and isinstance(count, int)):
+        # A gather, since the views below would ask how often a dynamic size holds 32.
+        return starts.index_select(0, index & (NUM_STARTS - 1))
+    copies = ceil_div(first + count, NUM_STARTS)
+    return starts.expand([copies, NUM_STARTS]).reshape(-1).narrow(0, first, count)
 
 
 def _lattice_multiplier(dim: int, num_dims: int) -> int:

@@ -241,9 +241,15 @@ def _merge(tiled: Tensor, size: Size, side: int, dim_order: Sequence[int]) -> Te
     ordered = tiled.reshape([grid[dim] * (side if dim >= 2 else 1) for dim in dim_order])
     cut = False
     for place, dim in enumerate(dim_order):
-        if dim >= 2 and not known(size[dim] % side == 0):
+        if dim < 2 or known(size[dim] % side == 0):
+            continue
+        if isinstance(size[dim], int):
             ordered = ordered.narrow(place, 0, size[dim])
             cut = True
+        else:
+            # A gather, since narrowing would ask whether a dynamic size was cut at all.
+            kept = torch.arange(size[dim], device=ordered.device)
+            ordered = ordered.index_select(place, kept)
     # A clone, since contiguous() would ask for the sizes and so fix dynamic ones.
     dense = ordered.clone(memory_format=torch.contiguous_format) if cut else ordered
     return dense.permute(inverse(dim_order))

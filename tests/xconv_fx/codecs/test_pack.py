@@ -12,6 +12,8 @@ def test_bitmask_round_trip():
     codec = Pack()
     parts = codec.encode(mask, None, LAST)
     assert sum(part.nbytes for part in parts) == codec.nbytes(mask.shape, torch.bool)
+    # 7 is cut into 8 planes of 1: the least waste of 2, 3, 7 and 5
+    assert parts[0].shape == (2, 3, 1, 5)
     back = codec.decode(parts, None, mask.shape, torch.bool, LAST)
     assert torch.equal(back, mask)
     assert back.stride() == mask.stride()

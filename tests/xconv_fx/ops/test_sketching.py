@@ -32,8 +32,8 @@ def test_quantize_operators(dtype, order, bits):
     dims = ORDERS[order]
     x = data(dtype, order)
     opcheck(sketching.quantize_op, (x, SEED, bits, 16, dims))
-    codes, ranges = sketching.quantize_op(x, SEED, bits, 16, dims)
-    opcheck(sketching.dequantize, (codes, ranges, list(x.shape), dtype, bits, dims))
+    parts = sketching.quantize_op(x, SEED, bits, 16, dims)
+    opcheck(sketching.dequantize, (*parts, SEED, list(x.shape), dtype, bits, dims))
 
 
 @each_dtype
