@@ -239,11 +239,12 @@ def test_an_exposure_that_breaks_a_promise_is_named(toy):
 
 def deep(x, *weights):
     """Layers with a residual path, so that the plan has ties and joins to get wrong."""
+    # Two linear uses, of which the second's value is derived from the first's.
+    product, factor = x @ weights[0], weights[1][:2]
+    apart = product * factor + torch.neg(product) * torch.sin(factor)
     for weight in weights:
         x = x + torch.relu((x @ weight) * x)
-    product = x @ weights[0]
-    # Two linear uses of which the second's value is derived from the first's.
-    return x + product * torch.sin(x) + torch.neg(product) * torch.cos(x)
+    return x, apart
 
 
 def plan_deep(toy):
