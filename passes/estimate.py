@@ -260,7 +260,10 @@ def _value_cost(
 def _split_uses(
     node: fx.Node, backward: dict[fx.Node, None], rules: Rules
 ) -> tuple[list[tuple[fx.Node, LinearUse]], list[str]]:
-    """Return the linear uses in the backward, one an argument, and the other users' names."""
+    """Return the linear uses in the backward, one an argument, and the other users' names.
+
+    A linear use that was asked to be exact counts among the others.
+    """
     linear: list[tuple[fx.Node, LinearUse]] = []
     raw: list[str] = []
     for user in node.users:
@@ -269,7 +272,8 @@ def _split_uses(
         uses = {use.arg: use for use in rules.linear.get(user.target, ())}
         positions = [i for i, arg in enumerate(user.args) if node in argument_nodes(arg)]
         in_kwargs = any(node in argument_nodes(arg) for arg in user.kwargs.values())
-        if len(positions) == 1 and positions[0] in uses and not in_kwargs:
+        is_linear = len(positions) == 1 and positions[0] in uses and not in_kwargs
+        if is_linear and rules.asked_exact(user) is None:
             linear.append((user, _settle(user, uses[positions[0]])))
         else:
             raw.append(user.name)

@@ -161,13 +161,20 @@ def publish(report: Report) -> None:
         log.debug("\n%s", report)
 
 
-def make_report(outcome: Outcome, rules: Rules, partition_exact: Callable[[], Partition]) -> Report:
+def make_report(
+    outcome: Outcome,
+    rules: Rules,
+    partition_exact: Callable[[], Partition],
+    *,
+    remarks: Sequence[str] = (),
+) -> Report:
     """Describe what the passes did to one joint graph.
 
     Args:
         outcome: what the passes produced.
         rules: the rules they were given.
         partition_exact: makes torch's default partition of the same graph, for comparison.
+        remarks: put in front of the notes.
     """
     joint = outcome.exposed
     nodes = {node.name: node for node in joint.graph.nodes}
@@ -182,6 +189,7 @@ def make_report(outcome: Outcome, rules: Rules, partition_exact: Callable[[], Pa
     exact = _exact_rows(joint, gradients, outcome, rules)
     unknown = sum(d.nbytes is None for d in kept)
     notes = [
+        *remarks,
         *([] if gradients else ["no convolution weight gradient in this graph"]),
         *([f"{unknown} kept values of unknown size are not counted"] if unknown else []),
     ]
@@ -273,7 +281,7 @@ def _exact_rows(
         for use in rules.linear[gradient.target]:
             value = gradient.args[use.arg]
             assert isinstance(value, fx.Node)
-            reason = (
+            reason = rules.asked_exact(gradient) or (
                 "its input depends on the gradient itself"
                 if value in backward
                 else _why_exact(costs[value.name], decisions.get(value.name))

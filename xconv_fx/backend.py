@@ -23,6 +23,7 @@ from passes import JointGraph, Partition
 from xconv_fx import _torch, audit
 from xconv_fx.options import Options, parse_options
 from xconv_fx.rules import exact_decompositions, make_rules, tracing_decompositions
+from xconv_fx.rules.regions import unmatched_patterns
 
 log = logging.getLogger("xconv_fx")
 
@@ -138,7 +139,9 @@ class _PartitionFunction:
             seed_offset=self.rank * _RANK_STRIDE,
             **kwargs,
         )
-        return outcome.split, audit.make_report(outcome, rules, partition_exact)
+        remarks = unmatched_patterns(self.options.exact_patterns, outcome.exposed.graph)
+        report = audit.make_report(outcome, rules, partition_exact, remarks=remarks)
+        return outcome.split, report
 
 
 def _announce(report: audit.Report) -> None:

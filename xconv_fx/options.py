@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,10 @@ class Options:
         side: side of a tile, 2, 4 (default) or 8 elements.
         kept: rows kept of each level of a tile, coarsest first (default 1, 2, 4 as far as the
             tile has levels).
+        exact_modules: a pattern or a list of patterns (as for :mod:`fnmatch`) of module paths,
+            as in ``model.named_modules()`` and in the audit. What a matching module and the
+            modules in it compute keeps exact gradients, as under :func:`xconv_fx.exact`;
+            ``"(root)"`` is what the model's own ``forward`` computes.
         noise_price: lambda >= 0 of the plan: higher buys less noise with more bytes. A codec
             chosen by name is used at any price on the inputs of weight gradients.
         inductor: settings of ``torch._inductor.config`` for the inner compiler, as in
@@ -54,6 +58,7 @@ class Options:
     bits: int | None = None
     side: int | None = None
     kept: tuple[int, ...] | None = None
+    exact_modules: str | Sequence[str] = ()
     noise_price: float = DEFAULT_NOISE_PRICE
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
@@ -77,6 +82,12 @@ class Options:
             raise OptionError("noise_price", self.noise_price, "a number >= 0")
         if not 0 <= self.noise_price < float("inf"):
             raise OptionError("noise_price", self.noise_price, "a finite number >= 0")
+        patterns = self.exact_modules
+        if not isinstance(patterns, (str, list, tuple)) or not all(
+            isinstance(pattern, str) and pattern for pattern in self.exact_patterns
+        ):
+            allowed = "a module pattern such as 'layer1.*', or a list of such patterns"
+            raise OptionError("exact_modules", patterns, allowed)
         if not isinstance(self.inductor, Mapping):
             raise OptionError("inductor", self.inductor, "a mapping of Inductor settings")
         self._check_together()
@@ -98,6 +109,12 @@ class Options:
                 raise OptionError(name, getattr(self, name), allowed)
         if self.sketch == "tile":
             self.make_tile()
+
+    @property
+    def exact_patterns(self) -> tuple[str, ...]:
+        """The patterns of ``exact_modules``, one or many."""
+        given = self.exact_modules
+        return (given,) if isinstance(given, str) else tuple(given)
 
     def make_tile(self) -> Tile:
         """Build the codec of ``sketch="tile"``.
