@@ -14,6 +14,7 @@ from passes.joint import JointGraph
 from passes.partition import Partition, partition, partition_exact
 from passes.pipeline import Outcome, run
 from passes.plan import Action, Decision, Plan, make_plan
+from passes.plan_record import PlanMismatchError, PlanRecord, record_plan
 from passes.rules import Codec, LinearUse, Rules
 from passes.sketch import apply_plan
 from passes.verify import VerifierError
@@ -28,6 +29,8 @@ __all__ = [
     "Outcome",
     "Partition",
     "Plan",
+    "PlanMismatchError",
+    "PlanRecord",
     "Rules",
     "ValueCost",
     "VerifierError",
@@ -37,5 +40,6 @@ __all__ = [
     "make_plan",
     "partition",
     "partition_exact",
+    "record_plan",
     "run",
 ]

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import fx
 
-from passes import Action, Decision, Outcome, Rules, ValueCost
+from passes import Action, Decision, Outcome, PlanRecord, Rules, ValueCost, record_plan
 from passes.joint import JointGraph, tensor_nbytes, tensor_val
 from passes.partition import Partition
 
@@ -83,6 +83,7 @@ class Report:
         num_recomputed: values recomputed in the backward.
         notes: remarks about the graph as a whole.
         exact: why the graph was compiled exactly; None if it was not.
+        plan: the plan, to be saved or compared; None for a graph compiled exactly.
     """
 
     values: tuple[ValueRow, ...]
@@ -94,6 +95,7 @@ class Report:
     exact: str | None
     _partition_exact: Callable[[], Partition] = field(repr=False, compare=False)
     _held_inputs: frozenset[str] = field(repr=False, compare=False, default=frozenset())
+    plan: PlanRecord | None = field(repr=False, default=None)
 
     @functools.cached_property
     def stock_nbytes(self) -> int:
@@ -203,6 +205,7 @@ def make_report(
         exact=None,
         _partition_exact=partition_exact,
         _held_inputs=joint.held_inputs(),
+        plan=record_plan(joint, outcome.plan),
     )
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from xconv_fx.codecs import ALLOWED_BITS, MAX_PROBES, Tile
 from xconv_fx.errors import OptionError
+from xconv_fx.plans import Plans, PlanSource
 from xconv_fx.sketches.probing import DISTRIBUTIONS, MODES
 
 INNERS = ("inductor", "aot_eager")
@@ -47,6 +49,8 @@ class Options:
             ``"(root)"`` is what the model's own ``forward`` computes.
         noise_price: lambda >= 0 of the plan: higher buys less noise with more bytes. A codec
             chosen by name is used at any price on the inputs of weight gradients.
+        plan: plans to carry out in place of planning, from :func:`xconv_fx.load_plans`, or the
+            path of a file that :func:`xconv_fx.save_plans` wrote.
         inductor: settings of ``torch._inductor.config`` for the inner compiler, as in
             ``torch.compile(..., options=...)`` with ``backend="inductor"``.
     """
@@ -60,6 +64,7 @@ class Options:
     kept: tuple[int, ...] | None = None
     exact_modules: str | Sequence[str] = ()
     noise_price: float = DEFAULT_NOISE_PRICE
+    plan: PlanSource | None = None
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -88,6 +93,8 @@ class Options:
         ):
             allowed = "a module pattern such as 'layer1.*', or a list of such patterns"
             raise OptionError("exact_modules", patterns, allowed)
+        if self.plan is not None and not isinstance(self.plan, (str, os.PathLike, Plans)):
+            raise OptionError("plan", self.plan, "a path, or plans from xconv_fx.load_plans")
         if not isinstance(self.inductor, Mapping):
             raise OptionError("inductor", self.inductor, "a mapping of Inductor settings")
         self._check_together()

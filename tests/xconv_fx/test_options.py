@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import pathlib
 import pickle
 
 import pytest
@@ -27,6 +28,7 @@ def test_defaults_need_no_thought():
         "kept": None,
         "exact_modules": (),
         "noise_price": DEFAULT_NOISE_PRICE,
+        "plan": None,
         "inductor": {},
     }
     assert parse_options(None) == parse_options({}) == Options()
@@ -48,6 +50,8 @@ def test_defaults_need_no_thought():
         {"exact_modules": ["layer1", "*.conv1"]},
         {"noise_price": 0},
         {"noise_price": 2.5},
+        {"plan": "plans.json"},
+        {"plan": pathlib.Path("plans.json")},
         {"inductor": {"max_autotune": True}},
     ],
 )
@@ -140,6 +144,10 @@ def test_the_users_mapping_is_left_alone():
             "option 'noise_price' got nan; allowed: a finite number >= 0",
         ),
         (
+            {"plan": 3},
+            "option 'plan' got 3; allowed: a path, or plans from xconv_fx.load_plans",
+        ),
+        (
             {"inductor": ["max_autotune"]},
             "option 'inductor' got ['max_autotune']; allowed: a mapping of Inductor settings",
         ),
@@ -195,7 +203,7 @@ def test_options_that_do_not_go_together_are_refused(given, text):
 
 NAMES = (
     "['inner', 'sketch', 'probes', 'distribution', 'bits', 'side', 'kept', "
-    "'exact_modules', 'noise_price', 'inductor']"
+    "'exact_modules', 'noise_price', 'plan', 'inductor']"
 )
 
 
