@@ -118,7 +118,8 @@ def find_record(records: Sequence[PlanRecord], joint: JointGraph) -> PlanRecord:
         f"no plan is recorded for graph {wanted} ({len(lines)} lines); the closest of "
         f"{len(records)} is {closest.fingerprint} ({len(closest.lines)} lines). First difference "
         f"at node {at}: expected {_at(closest.lines, at)!r}, got {_at(lines, at)!r}. The model, "
-        "its input shapes or dtypes, or torch changed: make and save the plans again"
+        "its input shapes or dtypes, the inner compiler or torch changed: make and save the plans "
+        "again"
     )
 
 

@@ -50,7 +50,8 @@ class Options:
         noise_price: lambda >= 0 of the plan: higher buys less noise with more bytes. A codec
             chosen by name is used at any price on the inputs of weight gradients.
         plan: plans to carry out in place of planning, from :func:`xconv_fx.load_plans`, or the
-            path of a file that :func:`xconv_fx.save_plans` wrote.
+            path of a file that :func:`xconv_fx.save_plans` wrote, with the same ``inner``. The
+            options that choose sketches then play no part.
         inductor: settings of ``torch._inductor.config`` for the inner compiler, as in
             ``torch.compile(..., options=...)`` with ``backend="inductor"``.
     """

@@ -106,7 +106,8 @@ def test_no_record_of_this_graph(toy, case):
         find_record([record], other)
     assert (
         "First difference at node 0: expected '%0 = input: float32[2, 3]', "
-        "got '%0 = input: float32[5, 3]'. The model, its input shapes or dtypes, or torch changed"
+        "got '%0 = input: float32[5, 3]'. The model, its input shapes or dtypes, the inner "
+        "compiler or torch changed: make and save the plans again"
     ) in str(caught.value)
     longer = dataclasses.replace(record, lines=record.lines[:-1])
     with pytest.raises(PlanMismatchError, match="expected 'the end of the graph', got 'return"):
