@@ -17,6 +17,7 @@ from passes.liveness import MemoryEstimate, predict_memory
 from passes.partition import Partition, partition, partition_exact
 from passes.pipeline import Outcome, at_price, run
 from passes.plan import Action, Decision, Plan, make_plan
+from passes.plan_record import PlanMismatchError, PlanRecord, record_plan
 from passes.rules import Codec, LinearUse, Rules
 from passes.sketch import apply_plan
 from passes.verify import VerifierError
@@ -34,6 +35,8 @@ __all__ = [
     "Outcome",
     "Partition",
     "Plan",
+    "PlanMismatchError",
+    "PlanRecord",
     "Rules",
     "ValueCost",
     "VerifierError",
@@ -47,5 +50,6 @@ __all__ = [
     "plan_within",
     "predict_memory",
     "refine",
+    "record_plan",
     "run",
 ]

@@ -268,7 +268,10 @@ def _value_cost(
 def _split_uses(
     node: fx.Node, backward: dict[fx.Node, None], rules: Rules
 ) -> tuple[list[tuple[fx.Node, LinearUse]], list[str]]:
-    """Return the linear uses in the backward, one an argument, and the other users' names."""
+    """Return the linear uses in the backward, one an argument, and the other users' names.
+
+    A linear use that was asked to be exact counts among the others.
+    """
     linear: list[tuple[fx.Node, LinearUse]] = []
     raw: list[str] = []
     for user in node.users:
@@ -278,7 +281,9 @@ def _split_uses(
         positions = [i for i, arg in enumerate(user.args) if node in argument_nodes(arg)]
         in_kwargs = any(node in argument_nodes(arg) for arg in user.kwargs.values())
         use = uses.get(positions[0]) if len(positions) == 1 and not in_kwargs else None
-        if use is not None and (not use.same_size or sizes_of(node) == sizes_of(user)):
+        if use is not None and use.same_size and sizes_of(node) != sizes_of(user):
+            use = None
+        if use is not None and rules.asked_exact(user) is None:
             linear.append((user, _settle(user, use)))
         else:
             raw.append(user.name)

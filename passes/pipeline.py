@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from passes import _torch
@@ -13,6 +13,7 @@ from passes.joint import JointGraph
 from passes.lower import lower
 from passes.partition import Partition, partition
 from passes.plan import Decision, Plan, make_plan
+from passes.plan_record import PlanRecord, replay_plan
 from passes.rules import Rules
 from passes.sketch import apply_plan
 from passes.verify import verify_joint, verify_partition, verify_planned
@@ -46,6 +47,7 @@ def run(
     joint_inputs: Any,
     *,
     seed_offset: int = 0,
+    find_record: Callable[[JointGraph], PlanRecord] | None = None,
     **partitioner_kwargs: Any,
 ) -> Outcome:
     """Take a joint graph through all passes.
@@ -56,15 +58,21 @@ def run(
         planner: makes the plan; :func:`at_price` for a fixed lambda.
         joint_inputs: passed through to torch's partitioner.
         seed_offset: added to every drawn seed (a rank's share of the seed space).
+        find_record: returns the recorded plan of an exposed graph, to be carried out in place
+            of planning; the planner and the codecs of ``rules`` then play no part.
         partitioner_kwargs: passed through to torch's partitioner.
 
     Raises:
+        passes.plan_record.PlanMismatchError: if there is no record, or it does not fit.
         passes.verify.VerifierError: if a pass broke one of its promises.
     """
     exposed = expose(joint, rules.exposures, rules.primitives)
     verify_joint(joint, exposed, "expose")
     recomputed = [n.name for n in exposed.graph.nodes if _torch.asks_to_recompute(n)]
     saved = [n.name for n in exposed.graph.nodes if _torch.asks_to_save(n)]
+    record = None if find_record is None else find_record(exposed)
+    if record is not None:
+        rules = replace(rules, codecs=record.codecs(), path_codecs=record.codecs())
     costs = estimate_costs(exposed, rules, recomputed, saved)
     tried: dict[tuple[Decision, ...], Outcome] = {}
 
@@ -74,6 +82,8 @@ def run(
             tried[plan.decisions] = Outcome(exposed, costs, plan, split)
         return tried[plan.decisions]
 
+    if record is not None:
+        return carry_out(replay_plan(record, exposed, costs))
     return carry_out(planner(exposed, costs, carry_out))
 
 

@@ -151,6 +151,8 @@ class Rules:
             their strides in the graph say.
         audited: ops whose linear use is reported even when the value stays exact (every
             convolution, say).
+        keep_exact: for a backward node, why its linear uses must read exact values all the same
+            (the user asked for it), in words; None where they need not.
     """
 
     linear: Mapping[Any, tuple[LinearUse, ...]]
@@ -163,3 +165,8 @@ class Rules:
     packing: Callable[[fx.Node], Codec | None] | None = None
     channels_last: bool = False
     audited: frozenset[Any] = frozenset()
+    keep_exact: Callable[[fx.Node], str | None] | None = None
+
+    def asked_exact(self, user: fx.Node) -> str | None:
+        """Return why a backward node must read exact values, or None if stand-ins will do."""
+        return None if self.keep_exact is None else self.keep_exact(user)

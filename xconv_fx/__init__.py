@@ -1,7 +1,9 @@
 """Sketched activations for convolutional networks, as a torch.compile backend.
 
 ``torch.compile(model, backend="xconv")`` needs no import of this package. Import it for the
-audit (:func:`last_report`, :func:`all_reports`) and the drop-in layers (``xconv_fx.nn``).
+audit (:func:`last_report`, :func:`all_reports`), the drop-in layers (``xconv_fx.nn``),
+:func:`exact`, which keeps a part of a model exact, and plans as files (:func:`save_plans`,
+:func:`load_plans`, :func:`compare_plans`).
 """
 
 from __future__ import annotations
@@ -10,13 +12,26 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "all_reports", "last_report", "nn"]
+__all__ = [
+    "__version__",
+    "all_reports",
+    "compare_plans",
+    "exact",
+    "last_report",
+    "load_plans",
+    "nn",
+    "save_plans",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Load on first use, so that importing the package stays light."""
     if name in ("last_report", "all_reports"):
         return getattr(importlib.import_module("xconv_fx.audit"), name)
+    if name in ("save_plans", "load_plans", "compare_plans"):
+        return getattr(importlib.import_module("xconv_fx.plans"), name)
+    if name == "exact":
+        return importlib.import_module("xconv_fx.regions").exact
     if name == "nn":
         return importlib.import_module("xconv_fx.nn")
     msg = f"module 'xconv_fx' has no attribute {name!r}"

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import fx
 
-from passes import Action, Decision, Outcome, Rules, ValueCost
+from passes import Action, Decision, Outcome, PlanRecord, Rules, ValueCost, record_plan
 from passes.joint import JointGraph, tensor_nbytes, tensor_val
 from passes.liveness import MemoryEstimate
 from passes.partition import Partition
@@ -87,6 +87,7 @@ class Report:
         notes: remarks about the graph as a whole.
         exact: why the graph was compiled exactly; None if it was not.
         memory: predicted memory of a step of this graph; None where it could not be predicted.
+        plan: the plan, to be saved or compared; None for a graph compiled exactly.
     """
 
     values: tuple[ValueRow, ...]
@@ -99,6 +100,7 @@ class Report:
     _partition_exact: Callable[[], Partition] = field(repr=False, compare=False)
     _held_inputs: frozenset[str] = field(repr=False, compare=False, default=frozenset())
     memory: MemoryEstimate | None = None
+    plan: PlanRecord | None = field(repr=False, default=None)
 
     @functools.cached_property
     def stock_nbytes(self) -> int:
@@ -190,6 +192,8 @@ def make_report(
     rules: Rules,
     partition_exact: Callable[[], Partition],
     memory: MemoryEstimate | None = None,
+    *,
+    remarks: Sequence[str] = (),
 ) -> Report:
     """Describe what the passes did to one joint graph.
 
@@ -198,6 +202,7 @@ def make_report(
         rules: the rules they were given.
         partition_exact: makes torch's default partition of the same graph, for comparison.
         memory: predicted memory of a step.
+        remarks: put in front of the notes.
     """
     joint = outcome.exposed
     nodes = {node.name: node for node in joint.graph.nodes}
@@ -213,6 +218,7 @@ def make_report(
     exact = _exact_rows(joint, gradients, outcome, rules)
     unknown = sum(d.nbytes is None for d in kept)
     notes = [
+        *remarks,
         *([] if gradients else ["no convolution weight gradient in this graph"]),
         *([f"{unknown} kept values of unknown size are not counted"] if unknown else []),
     ]
@@ -227,6 +233,7 @@ def make_report(
         memory=memory,
         _partition_exact=partition_exact,
         _held_inputs=joint.held_inputs(),
+        plan=record_plan(joint, outcome.plan),
     )
 
 
@@ -289,7 +296,7 @@ def _exact_rows(
         for use in rules.linear[gradient.target]:
             value = gradient.args[use.arg]
             assert isinstance(value, fx.Node)
-            reason = (
+            reason = rules.asked_exact(gradient) or (
                 "its input depends on the gradient itself"
                 if value in backward
                 else _why_exact(costs[value.name], decisions.get(value.name))

@@ -26,7 +26,9 @@ from xconv_fx.errors import BudgetError
 from xconv_fx.memory import predict_step_memory
 from xconv_fx.memory_size import parse_budget
 from xconv_fx.options import Options, parse_options
+from xconv_fx.plans import Plans, resolve_plans
 from xconv_fx.rules import exact_decompositions, make_rules, tracing_decompositions
+from xconv_fx.rules.regions import unmatched_patterns
 
 log = logging.getLogger("xconv_fx")
 
@@ -53,10 +55,12 @@ def xconv(
 
     Raises:
         xconv_fx.errors.OptionError: for an unknown option or a bad value.
+        xconv_fx.errors.PlanFileError: if ``options["plan"]`` names a file that cannot be read.
+        passes.PlanMismatchError: if a recorded plan does not fit the graph.
     """
     parsed = parse_options(options)
     inner = _inner_compiler(parsed, example_inputs)
-    partition_function = _PartitionFunction(parsed, inner, _rank())
+    partition_function = _PartitionFunction(parsed, inner, _rank(), resolve_plans(parsed.plan))
     if inner == "aot_eager":
         compiled = _torch.compile_with_aot_eager(
             module, example_inputs, partition_function, tracing_decompositions()
@@ -89,11 +93,13 @@ class _PartitionFunction:
     options: Options
     inner: str
     rank: int
+    plans: Plans | None = None
 
     @property
     def identity(self) -> str:
         """A text that changes with everything that changes the result."""
-        return f"xconv {_version()} {self.options} rank={self.rank} {_source_hash()}"
+        plans = "" if self.plans is None else f"plans={self.plans.digest} "
+        return f"xconv {_version()} {self.options} rank={self.rank} {plans}{_source_hash()}"
 
     def __call__(
         self,
@@ -108,7 +114,7 @@ class _PartitionFunction:
         partition_exact = functools.partial(_partition_exact, joint.copy(), kwargs)
         try:
             split, report = self._sketched(joint, joint_inputs, kwargs, partition_exact)
-        except BudgetError:
+        except (BudgetError, passes.PlanMismatchError):
             raise
         except Exception as error:  # noqa: BLE001  training must not break because of us
             log.warning("compiling this graph exactly: %s: %s", type(error).__name__, error)
@@ -151,10 +157,13 @@ class _PartitionFunction:
             planner,
             joint_inputs,
             seed_offset=self.rank * _RANK_STRIDE,
+            find_record=None if self.plans is None else self.plans.find,
             **kwargs,
         )
         memory = predict_step_memory(outcome.split, self.inner, channels_last=channels_last)
-        return outcome.split, audit.make_report(outcome, rules, partition_exact, memory)
+        remarks = unmatched_patterns(self.options.exact_patterns, outcome.exposed.graph)
+        report = audit.make_report(outcome, rules, partition_exact, memory, remarks=remarks)
+        return outcome.split, report
 
     def _peak_nbytes(self, outcome: passes.Outcome, channels_last: bool) -> int:
         predicted = predict_step_memory(outcome.split, self.inner, channels_last=channels_last)

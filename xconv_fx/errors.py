@@ -29,3 +29,22 @@ class OptionError(ValueError):
 
 class BudgetError(ValueError):
     """A memory budget cannot be met; the text says what was asked and what can be reached."""
+
+
+class PlanFileError(ValueError):
+    """A file of plans cannot be written or read; the text says which file, and why."""
+
+    def __init__(self, path: object, problem: str) -> None:
+        """Build the text.
+
+        Args:
+            path: of the file.
+            problem: what is wrong with it, in words.
+        """
+        self.path = str(path)
+        self.problem = problem
+        super().__init__(f"plans file {self.path}: {problem}")
+
+    def __reduce__(self) -> tuple[type[PlanFileError], tuple[str, str]]:
+        """Pickle by the constructor's arguments, not by the text."""
+        return type(self), (self.path, self.problem)

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from xconv_fx.codecs import ALLOWED_BITS, MAX_PROBES, Tile
 from xconv_fx.errors import OptionError
 from xconv_fx.memory_size import parse_budget
+from xconv_fx.plans import Plans, PlanSource
 from xconv_fx.sketches.probing import DISTRIBUTIONS, MODES
 
 INNERS = ("inductor", "aot_eager")
@@ -42,6 +44,10 @@ class Options:
         side: side of a tile, 2, 4 (default) or 8 elements.
         kept: rows kept of each level of a tile, coarsest first (default 1, 2, 4 as far as the
             tile has levels).
+        exact_modules: a pattern or a list of patterns (as for :mod:`fnmatch`) of module paths,
+            as in ``model.named_modules()`` and in the audit. What a matching module and the
+            modules in it compute keeps exact gradients, as under :func:`xconv_fx.exact`;
+            ``"(root)"`` is what the model's own ``forward`` computes.
         noise_price: lambda >= 0 of the plan: higher buys less noise with more bytes. A codec
             chosen by name is used at any price on the inputs of weight gradients.
         memory_budget: a share in (0, 1] of the bytes that torch's default partition would keep,
@@ -50,6 +56,9 @@ class Options:
             that fits is taken, whatever ``noise_price``.
         strict: whether a budget out of reach is an error; if not, the least that can be reached
             is taken, with a warning.
+        plan: plans to carry out in place of planning, from :func:`xconv_fx.load_plans`, or the
+            path of a file that :func:`xconv_fx.save_plans` wrote, with the same ``inner``. The
+            options that choose sketches then play no part.
         inductor: settings of ``torch._inductor.config`` for the inner compiler, as in
             ``torch.compile(..., options=...)`` with ``backend="inductor"``.
     """
@@ -61,9 +70,11 @@ class Options:
     bits: int | None = None
     side: int | None = None
     kept: tuple[int, ...] | None = None
+    exact_modules: str | Sequence[str] = ()
     noise_price: float = DEFAULT_NOISE_PRICE
     memory_budget: float | int | str | None = None
     strict: bool = True
+    plan: PlanSource | None = None
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -90,6 +101,14 @@ class Options:
             parse_budget(self.memory_budget)
         if not isinstance(self.strict, bool):
             raise OptionError("strict", self.strict, "True or False")
+        patterns = self.exact_modules
+        if not isinstance(patterns, (str, list, tuple)) or not all(
+            isinstance(pattern, str) and pattern for pattern in self.exact_patterns
+        ):
+            allowed = "a module pattern such as 'layer1.*', or a list of such patterns"
+            raise OptionError("exact_modules", patterns, allowed)
+        if self.plan is not None and not isinstance(self.plan, (str, os.PathLike, Plans)):
+            raise OptionError("plan", self.plan, "a path, or plans from xconv_fx.load_plans")
         if not isinstance(self.inductor, Mapping):
             raise OptionError("inductor", self.inductor, "a mapping of Inductor settings")
         self._check_together()
@@ -114,6 +133,12 @@ class Options:
                 raise OptionError(name, getattr(self, name), allowed)
         if self.sketch == "tile":
             self.make_tile()
+
+    @property
+    def exact_patterns(self) -> tuple[str, ...]:
+        """The patterns of ``exact_modules``, one or many."""
+        given = self.exact_modules
+        return (given,) if isinstance(given, str) else tuple(given)
 
     def make_tile(self) -> Tile:
         """Build the codec of ``sketch="tile"``.

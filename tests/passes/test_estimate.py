@@ -43,6 +43,14 @@ def net(toy):
     return b.joint([y], [None, grad_w, grad_v], static=(1, 2))
 
 
+def test_a_linear_use_that_was_asked_to_be_exact_reads_the_exact_value(toy, net):
+    rules = toy.rules(toy.Coin())
+    assert costs_of(net, rules)["mm"].linear_users == ("mul_1",)
+    asked = toy.rules(toy.Coin(), keep_exact=lambda n: "asked" if n.name == "mul_1" else None)
+    value = costs_of(net, asked)["mm"]
+    assert (value.raw_users, value.linear_users, value.codecs) == (("mul_1",), (), ())
+
+
 class TestRecomputeBan:
     """Why a node must not be computed a second time."""
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch import fx
 
 from passes import LinearUse, Rules
 
@@ -23,6 +24,7 @@ def test_rules_need_linear_uses_alone():
     )
     assert (rules.codecs, rules.path_codecs) == ((), ())
     assert (rules.packing, rules.expand_seeds, rules.channels_last) == (None, None, False)
+    assert rules.asked_exact(fx.Graph().placeholder("x")) is None
 
 
 @pytest.mark.parametrize("value", [LinearUse(0), Rules(linear={})])

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import pathlib
 import pickle
 
 import pytest
@@ -25,7 +26,9 @@ def test_defaults_need_no_thought():
         "bits": None,
         "side": None,
         "kept": None,
+        "exact_modules": (),
         "noise_price": DEFAULT_NOISE_PRICE,
+        "plan": None,
         "inductor": {},
     }
     assert parse_options(None) == parse_options({}) == Options()
@@ -43,8 +46,12 @@ def test_defaults_need_no_thought():
         {"sketch": "independent", "probes": 1, "distribution": "rademacher"},
         {"sketch": "multichannel", "distribution": "rademacher"},
         {"sketch": "orthogonal", "probes": 64},
+        {"exact_modules": "layer1.*"},
+        {"exact_modules": ["layer1", "*.conv1"]},
         {"noise_price": 0},
         {"noise_price": 2.5},
+        {"plan": "plans.json"},
+        {"plan": pathlib.Path("plans.json")},
         {"inductor": {"max_autotune": True}},
     ],
 )
@@ -110,6 +117,21 @@ def test_the_users_mapping_is_left_alone():
             "option 'probes' got True; "
             "allowed: an int from 1 to 65536, the number of probing vectors",
         ),
+        (
+            {"exact_modules": 3},
+            "option 'exact_modules' got 3; "
+            "allowed: a module pattern such as 'layer1.*', or a list of such patterns",
+        ),
+        (
+            {"exact_modules": ["layer1", None]},
+            "option 'exact_modules' got ['layer1', None]; "
+            "allowed: a module pattern such as 'layer1.*', or a list of such patterns",
+        ),
+        (
+            {"exact_modules": ""},
+            "option 'exact_modules' got ''; "
+            "allowed: a module pattern such as 'layer1.*', or a list of such patterns",
+        ),
         ({"noise_price": "0.1"}, "option 'noise_price' got '0.1'; allowed: a number >= 0"),
         ({"noise_price": False}, "option 'noise_price' got False; allowed: a number >= 0"),
         ({"noise_price": -1}, "option 'noise_price' got -1; allowed: a finite number >= 0"),
@@ -120,6 +142,10 @@ def test_the_users_mapping_is_left_alone():
         (
             {"noise_price": float("nan")},
             "option 'noise_price' got nan; allowed: a finite number >= 0",
+        ),
+        (
+            {"plan": 3},
+            "option 'plan' got 3; allowed: a path, or plans from xconv_fx.load_plans",
         ),
         (
             {"inductor": ["max_autotune"]},
@@ -176,8 +202,8 @@ def test_options_that_do_not_go_together_are_refused(given, text):
 
 
 NAMES = (
-    "['inner', 'sketch', 'probes', 'distribution', 'bits', 'side', 'kept', 'noise_price', "
-    "'inductor']"
+    "['inner', 'sketch', 'probes', 'distribution', 'bits', 'side', 'kept', "
+    "'exact_modules', 'noise_price', 'plan', 'inductor']"
 )
 
 

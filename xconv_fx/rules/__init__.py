@@ -21,7 +21,16 @@ from passes.rules import Codec
 from xconv_fx import _torch, ops
 from xconv_fx.codecs import ALLOWED_BITS, Pack, Probe, Quantize, Tile
 from xconv_fx.options import Options
-from xconv_fx.rules import convolution, gates, linear, max_pool, norms, pointwise, shape_only
+from xconv_fx.rules import (
+    convolution,
+    gates,
+    linear,
+    max_pool,
+    norms,
+    pointwise,
+    regions,
+    shape_only,
+)
 from xconv_fx.sketches.probing import MODES
 
 DEFAULT_PROBES = 16
@@ -75,6 +84,7 @@ def make_rules(options: Options, *, channels_last: bool = False) -> Rules:
         packing=packing,
         channels_last=channels_last,
         audited=AUDITED,
+        keep_exact=regions.KeepExact(options.exact_patterns),
     )
 
 
