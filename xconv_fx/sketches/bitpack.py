@@ -88,9 +88,7 @@ def planes_of(x: Tensor, dim: int, num_planes: int) -> list[Tensor]:
         places = [(row + plane * rows).clamp_max(extent - 1) for plane in range(num_planes)]
         return [x.index_select(dim, place) for place in places]
     if not is_even:
-        x = torch.constant_pad_nd(
-            x, [0, 0] * (x.dim() - 1 - dim) + [0, rows * num_planes - extent]
-        )
+        x = torch.constant_pad_nd(x, [0, 0] * (x.dim() - 1 - dim) + [0, rows * num_planes - extent])
     return [x.narrow(dim, plane * rows, rows) for plane in range(num_planes)]
 
 

@@ -77,7 +77,9 @@ def test_unbiased_over_every_threshold_where_the_dither_is_subtracted(bits):
     extremes = x[:, :1], x[:, 1:2]
     for start in range(0, 2**depth, chunk):
         every = torch.arange(start, start + chunk, dtype=torch.int32)
-        wide = torch.cat([x[:, 2:].expand(-1, chunk), *extremes, *extremes, *extremes, *extremes], 1)
+        wide = torch.cat(
+            [x[:, 2:].expand(-1, chunk), *extremes, *extremes, *extremes, *extremes], 1
+        )
         thresholds = torch.nn.functional.pad(every, (0, 8)).expand(wide.shape)
         y = with_thresholds(wide, thresholds, bits, wide.shape[1])
         total += y[:, :chunk].sum(1)
