@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from xconv_fx.sketches.layout import Size, inverse, known
@@ -87,13 +86,14 @@ def _split(ordered: Tensor, blocks: Sequence[int]) -> Tensor:
     grid = grid_of(ordered.shape, blocks)
     if all(isinstance(extent, int) for extent in ordered.shape):
         return ordered.reshape([e for pair in zip(grid, blocks, strict=True) for e in pair])
-    # One by one, without a view of dynamic sizes, which would ask for them.
+    # One by one, and dynamic sizes without a view, which would ask for them.
     for dim in reversed(range(ordered.dim())):
         whole = not isinstance(blocks[dim], int)
         if whole or not isinstance(ordered.shape[dim], int):
             ordered = ordered.unsqueeze(dim if whole else dim + 1)
         else:
-            ordered = torch.unflatten(ordered, dim, (grid[dim], blocks[dim]))
+            before, after = ordered.shape[:dim], ordered.shape[dim + 1 :]
+            ordered = ordered.reshape([*before, grid[dim], blocks[dim], *after])
     return ordered
 
 
