@@ -21,7 +21,7 @@ from torch import fx
 import passes
 from passes import JointGraph, Partition
 from xconv_fx import _torch, audit
-from xconv_fx.budget import Step, make_planner
+from xconv_fx.budget import make_planner
 from xconv_fx.errors import BudgetError
 from xconv_fx.memory import predict_step_memory
 from xconv_fx.memory_size import parse_budget
@@ -149,7 +149,7 @@ class _PartitionFunction:
             self.options.noise_price,
             strict=self.options.strict,
             stock_nbytes=lambda: audit.kept_nbytes(partition_exact(), joint.held_inputs()),
-            step=Step(lambda outcome: self._peak_nbytes(outcome, channels_last)),
+            peak_nbytes=lambda outcome: self._peak_nbytes(outcome, channels_last),
         )
         outcome = passes.run(
             joint,

@@ -4,15 +4,13 @@ Comes in: the options and an exposed graph with its costs. Goes out: the planner
 ask for a plan. A share is of the bytes that torch's default partition of the same graph keeps; an
 absolute budget is of the step's predicted peak: parameters, buffers, batch, gradients, kept values
 and transients (optimiser state not included). Several graphs (graph breaks, buckets): a share
-applies to each; an absolute budget loses what the graphs compiled before keep for their backward,
-which is alive when this graph runs.
+applies to each; an absolute budget to the step of each graph by itself, without what others keep.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import fx
@@ -27,26 +25,13 @@ from xconv_fx.sketches.randomness import SCHEDULE_LENGTH
 _NUM_HOLDERS = 5
 
 
-@dataclass(frozen=True)
-class Step:
-    """What an absolute budget is compared with.
-
-    Attributes:
-        peak_nbytes: predicts the peak of a step above what is allocated before it.
-        earlier_nbytes: kept by the graphs compiled before, of the same step.
-    """
-
-    peak_nbytes: Callable[[Outcome], int]
-    earlier_nbytes: int = 0
-
-
 def make_planner(
     budget: float | int | None,
     noise_price: float,
     *,
     strict: bool,
     stock_nbytes: Callable[[], int],
-    step: Step,
+    peak_nbytes: Callable[[Outcome], int],
 ) -> Planner:
     """Return the planner for the user's budget.
 
@@ -55,7 +40,7 @@ def make_planner(
         noise_price: lambda where there is no budget.
         strict: whether an unreachable budget is an error rather than a warning.
         stock_nbytes: counts what torch's default partition of the graph keeps.
-        step: how a plan's peak is predicted.
+        peak_nbytes: predicts the peak of a step above what is allocated before it.
 
     Returns:
         A planner, see :data:`passes.pipeline.Planner`. It raises :class:`BudgetError` for a
@@ -70,10 +55,8 @@ def make_planner(
             asked = f"{budget:g} of what torch's default partition keeps"
         else:
             _refuse_dynamic(joint)
-            resident = _resident_nbytes(joint) + step.earlier_nbytes
-            found = plan_within(
-                costs, budget, lambda plan: resident + step.peak_nbytes(carry_out(plan))
-            )
+            resident = _resident_nbytes(joint)
+            found = plan_within(costs, budget, lambda plan: resident + peak_nbytes(carry_out(plan)))
             asked = f"a predicted peak of {budget} bytes"
         if not found.fits:
             text = _unreachable(asked, found, joint)
