@@ -1,0 +1,122 @@
+"""Memory budgets through the whole compiled path."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import xconv_fx
+from benchmarks.measure import step_memory
+from xconv_fx.backend import xconv
+
+
+def make_net():
+    torch.manual_seed(0)
+    layers = []
+    for channels in (3, 16, 16):
+        layers += [nn.Conv2d(channels, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Conv2d(16, 4, 1))
+
+
+def compiled(budget, **options):
+    torch.compiler.reset()
+    net = make_net()
+    given = {"inner": "aot_eager", "memory_budget": budget, **options}
+    return net, torch.compile(net, backend=xconv, options=given)
+
+
+def data():
+    return torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.2, 0.1])
+def test_a_share_holds(share):
+    _, net = compiled(share)
+    net(data()).square().mean().backward()
+    report = xconv_fx.last_report()
+    assert report.exact is None
+    assert report.kept_nbytes <= share * report.stock_nbytes
+
+
+def test_a_whole_share_is_exact():
+    net, step = compiled(1.0)
+    step(data()).square().mean().backward()
+    twin = make_net()
+    twin(data()).square().mean().backward()
+    for ours, theirs in zip(net.parameters(), twin.parameters(), strict=True):
+        # Sums in another order: a few hundred units in the last place of values below 1.
+        assert torch.allclose(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_smaller_shares_keep_less_and_add_noise():
+    kept, noise = [], []
+    for share in (0.5, 0.2, 0.1):
+        compiled(share)[1](data()).square().mean().backward()
+        report = xconv_fx.last_report()
+        kept.append(report.kept_nbytes)
+        noise.append(max(row.noise for row in report.values))
+    assert kept == sorted(kept, reverse=True)
+    assert noise == sorted(noise)
+
+
+def test_a_share_out_of_reach_says_what_can_be_reached_and_what_holds_it():
+    with pytest.raises(Exception, match="BudgetError") as error:
+        compiled(0.001)[1](data())
+    text = str(error.value)
+    assert "memory_budget asks for 0.001 of what torch's default partition keeps" in text
+    assert "the least that can be reached is" in text
+    assert "Most is kept by:" in text
+    assert "strict=False" in text
+
+
+def test_not_strict_takes_the_least_with_a_warning():
+    _, net = compiled(0.001, strict=False)
+    with pytest.warns(UserWarning, match="Going on with the least"):
+        net(data()).square().mean().backward()
+    assert xconv_fx.last_report().ratio < 0.1
+
+
+def test_bytes_bound_the_measured_peak():
+    net, step = compiled("10GiB")
+    x = data()
+
+    def forward():
+        return step(x).square().mean()
+
+    def peak():
+        for _ in range(2):
+            forward().backward()
+            net.zero_grad(set_to_none=True)
+        resident = sum(t.nbytes for t in [*net.parameters(), *net.buffers(), x])
+        return resident + step_memory(forward).peak_nbytes
+
+    roomy = peak()
+    limit = int(0.9 * roomy)
+    net, step = compiled(limit)
+    # The prediction may be below the measured peak by 5 % at most.
+    assert peak() <= 1.05 * limit
+
+
+def test_bytes_out_of_reach_are_an_error():
+    with pytest.raises(Exception, match="asks for a predicted peak of 1000 bytes"):
+        compiled(1000)[1](data())
+
+
+def test_bytes_need_sizes_that_are_known():
+    torch.compiler.reset()
+    options = {"inner": "aot_eager", "memory_budget": "1GiB"}
+    net = torch.compile(make_net(), backend=xconv, options=options, dynamic=True)
+    with pytest.raises(Exception, match="needs sizes known when the graph is compiled"):
+        net(data())
+
+
+def test_a_share_holds_for_other_batch_sizes_without_recompiling():
+    torch.compiler.reset()
+    options = {"inner": "aot_eager", "memory_budget": 0.2}
+    net = torch.compile(make_net(), backend=xconv, options=options, dynamic=True)
+    net(data()).sum().backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net(torch.randn(6, 3, 16, 16)).sum().backward()
+    assert len(xconv_fx.all_reports()) == 1
