@@ -370,6 +370,11 @@ DYNAMIC_OPTIONS = [
 ]
 
 
+# From 16 on, since with one thread torch itself takes another convolution below; to more samples
+# than start a lattice of thresholds each.
+DYNAMIC_SIZES = (17, 20, 40)
+
+
 def dynamic_batch(size: int) -> Tensor:
     """A batch whose compilation fails where a guard of ours would fix its size."""
     x = batch(size)
@@ -383,7 +388,7 @@ def test_a_dynamic_batch_size_is_compiled_once(options, compile_xconv, assert_un
         nn.Conv2d(3, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 5, 3, stride=2)
     )
     compiled = compile_xconv(model, **options)
-    for size in (2, 5, 9):
+    for size in DYNAMIC_SIZES:
         x = dynamic_batch(size)
         output, noise = gradient_noise(model, x, compiled)
 
@@ -409,7 +414,7 @@ def test_a_dynamic_batch_size_is_compiled_once(options, compile_xconv, assert_un
 def test_inductor_compiles_a_dynamic_batch_size_once(compile_xconv):
     model = make_net()
     compiled = compile_xconv(model, inner="inductor", bits=8)
-    for size in (2, 5, 9):
+    for size in DYNAMIC_SIZES:
         x = dynamic_batch(size)
         output, noise = gradient_noise(model, x, compiled)
 
@@ -429,7 +434,7 @@ def test_derivatives_are_sketched_at_dynamic_sizes_too(activation, compile_xconv
 
     report = xconv_fx.last_report()
     assert report.num_sketched_convolutions == 1
-    assert {row.decision for row in report.values} <= {"sketch", "pack"}
+    assert {row.decision for row in report.values} <= {"sketch", "pack", "derive"}
 
 
 def test_reset_forgets_the_reports(compile_xconv):
@@ -444,7 +449,8 @@ def test_a_report_tells_bytes_against_the_stock_partition(compile_xconv):
     compile_xconv(make_net())(batch()).sum().backward()
     report = xconv_fx.last_report()
 
-    assert report.kept_nbytes == sum(row.kept_nbytes for row in report.values)
+    # The one sketch's row of the key schedule, 40 int32, is kept as well.
+    assert report.kept_nbytes == sum(row.kept_nbytes for row in report.values) + 160
     assert report.stock_nbytes > 4 * report.kept_nbytes
     assert report.ratio == report.kept_nbytes / report.stock_nbytes
 
