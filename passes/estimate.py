@@ -309,9 +309,7 @@ def _codec_costs(
     fitting = [c for c, reason in zip(codecs, reasons, strict=True) if reason is None]
     if not fitting:
         return (), next((r for r in reasons if r), "no codec is configured")
-    sensitivity = sum(use.sensitivity for _, use in linear)
-    if not on_path:
-        sensitivity *= max(1.0, _FEW_POSITIONS / num_positions(shape))
+    sensitivity = sum(_sensitivity(user, use) for user, use in linear)
     priced = [
         CodecCost(c, c.nbytes(shape, val.dtype), c.noise(shape), sensitivity) for c in fitting
     ]
@@ -320,6 +318,15 @@ def _codec_costs(
         least = min(c.nbytes for c in priced)
         return (), f"a sketch of {least} bytes is no smaller than the value's {size} bytes"
     return smaller, None
+
+
+def _sensitivity(user: fx.Node, use: LinearUse) -> float:
+    """Raise a use's sensitivity where it is a weight gradient over few positions."""
+    argument = user.args[use.arg]
+    val = tensor_val(argument) if isinstance(argument, fx.Node) else None
+    if use.on_path or val is None or tensor_nbytes(val) is None:
+        return use.sensitivity
+    return use.sensitivity * max(1.0, _FEW_POSITIONS / num_positions(hinted_shape(val)))
 
 
 def num_positions(shape: Sequence[int]) -> int:
