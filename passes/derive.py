@@ -241,7 +241,8 @@ def _bounded(
 
 
 def _zero_where(mask: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return torch.where(mask, torch.zeros((), dtype=x.dtype, device=x.device), x)
+    # full, not zeros: Inductor has no lowering for aten.zeros (2.13).
+    return torch.where(mask, torch.full((), 0.0, dtype=x.dtype, device=x.device), x)
 
 
 def _aliases(node: fx.Node) -> list[fx.Node]:

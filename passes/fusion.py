@@ -12,6 +12,7 @@ unit's *level*; units are joined within a level only, so that the kernels have n
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -20,7 +21,6 @@ from torch import fx
 from passes.inlining import Unit, find_units, kind_of
 from passes.joint import output_node, tensor_nbytes, tensor_val
 from passes.kernels import Kernel, Program
-from passes.reorder import reorder
 from passes.workspace import Workspaces, workspace_nbytes
 
 
@@ -43,7 +43,7 @@ def fuse(
     values = [*inputs, *(value for kernel in kernels for value in kernel.outputs)]
     nbytes = {v: tensor_nbytes(val) for v in values if (val := tensor_val(v)) is not None}
     base = {node: buffers.get(node, node) for node in graph.nodes}
-    return Program(tuple(reorder(kernels, nbytes, returned)), base, nbytes)
+    return Program(tuple(_in_order(kernels)), base, nbytes)
 
 
 def _groups(units: Sequence[Unit], channels_last: bool) -> list[int]:
@@ -161,7 +161,6 @@ def _kernels(
             Kernel(
                 node=node,
                 outputs=tuple(outputs),
-                internal_nbytes=sum(_nbytes(v) for v in own if v not in outputs),
                 reads=tuple(v for v in reads if v not in set(own)),
                 in_place=all(u.kind in ("pointwise", "reduction") for u in members[group]),
             )
@@ -185,3 +184,25 @@ def _with_workspace(kernel: Kernel, channels_last: bool, workspaces: Workspaces 
         return kernel
     nbytes = workspace_nbytes(kernel.node, channels_last=channels_last, others=workspaces)
     return replace(kernel, workspace_nbytes=nbytes)
+
+
+def _in_order(kernels: Sequence[Kernel]) -> list[Kernel]:
+    """Sort kernels so that each comes after those it reads from, else as they come."""
+    maker = {value: index for index, kernel in enumerate(kernels) for value in kernel.outputs}
+    sources = [{maker[v] for v in kernel.reads if v in maker} for kernel in kernels]
+    followers: list[list[int]] = [[] for _ in kernels]
+    for index, before in enumerate(sources):
+        for source in before:
+            followers[source].append(index)
+    waiting = [len(before) for before in sources]
+    ready = [index for index, count in enumerate(waiting) if count == 0]
+    order = []
+    while ready:
+        index = heapq.heappop(ready)
+        order.append(kernels[index])
+        for follower in followers[index]:
+            waiting[follower] -= 1
+            if waiting[follower] == 0:
+                heapq.heappush(ready, follower)
+    assert len(order) == len(kernels), "the kernels of a graph depend on each other in a circle"
+    return order

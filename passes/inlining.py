@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from torch import fx
 
 from passes.joint import argument_nodes, layout_hint, tensor_nbytes, tensor_val
 from passes.kernels import is_alias
+from passes.workspace import ints
 
 # Inductor's thresholds on the CPU (torch/_inductor/config.py, 2.13): reads of a value that has
 # several readers, reads of any value, calls of one with several readers, calls of any.
@@ -171,15 +172,11 @@ def _name(node: fx.Node) -> str:
 def _window_reads(node: fx.Node) -> int:
     """Elements that a pooling reads for each that it computes."""
     is_backward = _name(node).endswith("backward")
-    sides = _ints(node.args[2 if is_backward else 1])
+    sides = ints(node.args[2 if is_backward else 1])
     if not is_backward:
         return math.prod(sides)
-    steps = _ints(node.args[3] if len(node.args) > 3 else ()) or sides
+    steps = ints(node.args[3] if len(node.args) > 3 else ()) or sides
     return math.prod(-(-side // step) for side, step in zip(sides, steps, strict=True))
-
-
-def _ints(argument: object) -> list[int]:
-    return [n for n in argument if isinstance(n, int)] if isinstance(argument, Sequence) else []
 
 
 def _is_same(node: fx.Node) -> bool:

@@ -30,8 +30,6 @@ class Kernel:
         outputs: the values it allocates.
         reads: the values it reads, views resolved to what they view.
         workspace_nbytes: what it allocates and frees again while it runs.
-        internal_nbytes: bytes of values that only this kernel reads; never allocated, but in the
-            inner compiler's own estimates.
         in_place: whether an output may take the memory of a value read here for the last time.
     """
 
@@ -39,7 +37,6 @@ class Kernel:
     outputs: tuple[fx.Node, ...]
     reads: tuple[fx.Node, ...]
     workspace_nbytes: int = 0
-    internal_nbytes: int = 0
     in_place: bool = False
 
 

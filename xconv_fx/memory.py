@@ -12,7 +12,7 @@ from passes.joint import tensor_nbytes
 from passes.kernels import interpret
 from passes.liveness import MemoryEstimate, predict_memory
 from passes.partition import Partition
-from passes.workspace import Workspaces, convolution_nbytes
+from passes.workspace import Workspaces, convolution_nbytes, ints
 from xconv_fx import ops  # noqa: F401  registers the ops named below
 
 
@@ -29,24 +29,19 @@ def predict_step_memory(split: Partition, inner: str, *, channels_last: bool) ->
     """
     if inner == "inductor":
         return predict_memory(
-            split, partial(fuse, channels_last=channels_last, workspaces=WORKSPACES)
+            split,
+            partial(fuse, channels_last=channels_last, workspaces=WORKSPACES),
         )
     return predict_memory(split, partial(interpret, workspaces=WORKSPACES))
 
 
 def _input_gradient_nbytes(node: fx.Node, channels_last: bool) -> int:
-    grad, weight = node.all_input_nodes[:2]
-    strided = any(isinstance(s, int) and s != 1 for s in node.args[3])  # type: ignore[union-attr]
-    nbytes = convolution_nbytes(
-        grad.meta["val"],
-        weight.meta["val"],
-        node.meta["val"],
-        scattered=strided and not node.args[6],
-        channels_last=channels_last,
-    )
+    grad, weight = (n.meta["val"] for n in node.all_input_nodes[:2])
+    stride, transposed = ints(node.args[3]), not node.args[6]
+    nbytes = convolution_nbytes(grad, weight, node.meta["val"], stride, transposed, channels_last)
     # Inductor's layout of the weight is not the one that the transposed convolution takes.
-    copied = channels_last and grad.meta["val"].dim() == 4
-    return nbytes + ((tensor_nbytes(weight.meta["val"]) or 0) if copied else 0)
+    copied = channels_last and grad.dim() == 4
+    return nbytes + ((tensor_nbytes(weight) or 0) if copied else 0)
 
 
 WORKSPACES: Workspaces = {torch.ops.xconv.conv_input_grad.default: _input_gradient_nbytes}

@@ -28,6 +28,8 @@ def test_defaults_need_no_thought():
         "kept": None,
         "exact_modules": (),
         "noise_price": DEFAULT_NOISE_PRICE,
+        "memory_budget": None,
+        "strict": True,
         "plan": None,
         "inductor": {},
     }
@@ -203,7 +205,7 @@ def test_options_that_do_not_go_together_are_refused(given, text):
 
 NAMES = (
     "['inner', 'sketch', 'probes', 'distribution', 'bits', 'side', 'kept', "
-    "'exact_modules', 'noise_price', 'plan', 'inductor']"
+    "'exact_modules', 'noise_price', 'memory_budget', 'strict', 'plan', 'inductor']"
 )
 
 

@@ -48,10 +48,11 @@ def expose_convolution_backward(
     if channels_last and grad_output.dim() == 4:
         grad_output = grad_output.clone(memory_format=torch.channels_last)
     grad_input = grad_weight = grad_bias = None
-    if output_mask[0]:
-        grad_input = xconv.conv_input_grad(grad_output, weight, list(input.shape), *geometry)
+    # The weight gradient first: a decoded input is gone before the input gradient is there.
     if output_mask[1]:
         grad_weight = xconv.conv_weight_grad(grad_output, input, weight, *geometry)
+    if output_mask[0]:
+        grad_input = xconv.conv_input_grad(grad_output, weight, list(input.shape), *geometry)
     if output_mask[2]:
         grad_bias = grad_output.sum([0, *range(2, grad_output.dim())])
     return grad_input, grad_weight, grad_bias
