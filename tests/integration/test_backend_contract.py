@@ -225,7 +225,7 @@ def test_without_a_cpp_compiler_aot_eager_takes_over_with_one_warning(monkeypatc
             model = make_net(kernel_size)
             compiled = torch.compile(model, backend=backend.xconv)
             _, noise = gradient_noise(model, batch(), compiled)
-            assert 0.01 < noise["2.weight"] < 2
+            assert 1e-4 < noise["2.weight"] < 2
 
     texts = [str(w.message) for w in caught if "C++ compiler" in str(w.message)]
     assert len(texts) == 1

@@ -174,5 +174,5 @@ def test_the_report_tells_what_is_derived(name, compile_xconv):
     assert {row.kept_nbytes for row in derived} == {0}
     assert all(0 < row.noise < 1e-3 for row in derived)
     assert " derive " in str(report)
-    if name in ("u-net", "dense"):
+    if name == "u-net":
         assert "cat" in {row.name for row in derived}
