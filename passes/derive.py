@@ -236,13 +236,11 @@ def _comparison(
 def _bounded(
     low: float, high: float, below: torch.Tensor, above: torch.Tensor, x: torch.Tensor
 ) -> torch.Tensor:
-    bounds = [torch.full((), v, dtype=x.dtype, device=x.device) for v in (low, high)]
-    return torch.where(below, bounds[0], torch.where(above, bounds[1], x))
+    return torch.where(below, low, torch.where(above, high, x))
 
 
 def _zero_where(mask: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    # full, not zeros: Inductor has no lowering for aten.zeros (2.13).
-    return torch.where(mask, torch.full((), 0.0, dtype=x.dtype, device=x.device), x)
+    return torch.where(mask, 0.0, x)
 
 
 def _aliases(node: fx.Node) -> list[fx.Node]:

@@ -107,6 +107,7 @@ def _split(
         expand_seeds=rules.expand_seeds,
         seed_offset=seed_offset,
         channels_last=rules.channels_last,
+        primitives=rules.primitives,
     )
     verify_joint(exposed, planned, "sketch")
     verify_planned(planned, "sketch")

@@ -138,8 +138,8 @@ class Rules:
         exposures: decompositions that make linear uses, masks and derivatives visible
             while keeping the numbers.
         lowerings: decompositions of the inserted ops for the inner compiler.
-        primitives: decompositions of the ops that exposures and lowerings are made of; what
-            the inner compiler expects not to meet.
+        primitives: decompositions of the ops that exposures, lowerings, codecs and derivations
+            are made of; what the inner compiler expects not to meet.
         codecs: candidate sketches of values whose uses are all leaves (weight gradients),
             most exact first; the plan picks one a value.
         path_codecs: candidate sketches of values with a use on the path of the gradient.

@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from passes import _torch
-from passes.decompose import Inserter
+from passes.decompose import DecompositionTable, Inserter
 from passes.derive import Derivation
 from passes.estimate import recompute_ban
 from passes.joint import JointGraph, is_tangent, output_node, tensor_val
@@ -37,6 +37,7 @@ def apply_plan(
     expand_seeds: Callable[[torch.Tensor], torch.Tensor] | None = None,
     seed_offset: int = 0,
     channels_last: bool = False,
+    primitives: DecompositionTable | None = None,
 ) -> JointGraph:
     """Return a copy of the joint graph in which the plan's decisions are carried out.
 
@@ -50,6 +51,8 @@ def apply_plan(
         seed_offset: added to every seed (modulo 2**62), so that ranks seeded alike still
             draw different probes.
         channels_last: see :class:`passes.rules.Rules`.
+        primitives: decompositions of what codecs and derivations are made of, see
+            :class:`passes.rules.Rules`. The draw of the seeds is none of it: it stays one call.
 
     Returns:
         The new joint graph. Its kept values carry ``meta["recompute"] = MUST_SAVE``.
@@ -60,9 +63,9 @@ def apply_plan(
     backward = result.backward_nodes()
     by_name = {node.name: node for node in result.graph.nodes}
     decisions = {by_name[d.node]: d for d in plan.decisions}
-    inserter = Inserter()
     draw = _SeedDraw(expand_seeds, seed_offset % _SEED_RANGE)
-    seeds = _insert_seeds(result, decisions, draw, inserter)
+    seeds = _insert_seeds(result, decisions, draw, Inserter())
+    inserter = Inserter(primitives or {})
     rewriter = _Rewriter(
         by_name=by_name,
         decisions=decisions,

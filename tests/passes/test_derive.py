@@ -348,8 +348,8 @@ def test_stand_ins_are_made_in_the_order_in_which_they_depend(toy, net):
 %stack: u8[16,2] = aten.stack.default([%bitwise_and, %rshift], 1)  # recompute
 %view_1: u8[4,8] = aten.view.default(%stack, [4, 8])  # recompute
 %_to_copy_3: b8[4,8] = aten._to_copy.default(%view_1, dtype=b8)  # recompute
-%full: f32[] = aten.full.default([], 0.0, dtype=f32)  # recompute
-%where_1: f32[4,8] = aten.where.self(%_to_copy_3, %full, %mul_4)  # recompute
+%scalar_tensor: f32[] = aten.scalar_tensor.default(0.0, dtype=f32)  # recompute
+%where_1: f32[4,8] = aten.where.self(%_to_copy_3, %scalar_tensor, %mul_4)  # recompute
 %mul_1: f32[4,8] = aten.mul.Tensor(%tangents_1, %where_1)
 %mul_2: f32[4,8] = aten.mul.Tensor(%tangents_1, %_to_copy_2)
 %where: f32[4,8] = aten.where.ScalarSelf(%_to_copy_3, 0.0, %tangents_2)

@@ -69,7 +69,7 @@ class Pack:
         shift = 0
         for width in self.widths:
             # In int32: Inductor's vectorised shift of bytes goes through memory (torch 2.13, CPU).
-            part = x if width == self.bits else (_convert(x, torch.int32) >> shift) & (2**width - 1)
+            part = x if width == self.bits else (x.to(torch.int32) >> shift) & (2**width - 1)
             parts.append(sketching.pack(part, width, list(dim_order)))
             shift += width
         return tuple(parts)
@@ -95,7 +95,7 @@ class Pack:
             total = part if total is None else total | (part << shift)
             shift += width
         assert total is not None, "there is at least one part"
-        return _convert(total, dtype)
+        return total.to(dtype)
 
     def nbytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         """See :meth:`Codec.nbytes`."""
@@ -114,9 +114,3 @@ class Pack:
         if dtype.is_floating_point or dtype.is_complex:
             return f"packing holds booleans and small integers, not {dtype}"
         return None
-
-
-def _convert(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cast by the prim: a codec's own calls reach Inductor as they are, which has no _to_copy."""
-    converted: Tensor = torch.ops.prims.convert_element_type.default(x, dtype)
-    return converted

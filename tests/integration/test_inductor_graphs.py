@@ -1,0 +1,35 @@
+"""What codecs and derivations are made of reaches Inductor in calls that it can lower.
+
+Most integration tests run under ``aot_eager``, which takes any call.
+"""
+
+import pytest
+import torch
+from torch import nn
+
+import xconv_fx
+
+MIDDLES = {
+    "relu": lambda: [nn.BatchNorm2d(4), nn.ReLU()],
+    "relu6": lambda: [nn.BatchNorm2d(4), nn.ReLU6()],
+    "leaky relu": lambda: [nn.BatchNorm2d(4), nn.LeakyReLU()],
+    "max-pool offsets of five bits": lambda: [nn.ReLU(), nn.MaxPool2d(5, 2)],
+}
+
+
+@pytest.mark.parametrize("middle", MIDDLES)
+def test_a_step_compiles_and_is_near_the_exact_one(middle, compile_xconv):
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, bias=False), *MIDDLES[middle](), nn.Conv2d(4, 5, 3, padding=1)
+    )
+    x = torch.randn(4, 3, 24, 24)
+    expected = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
+    net.zero_grad()
+    compile_xconv(net, inner="inductor", noise_price=30.0)(x).square().sum().backward()
+
+    report = xconv_fx.last_report()
+    assert report.exact is None
+    assert report.num_sketched_convolutions == 1
+    for parameter, exact in zip(net.parameters(), expected, strict=True):
+        # Sketches of 8 bits err by some 0.1 %; a wrong mask or offset by tens of per cent.
+        assert float((parameter.grad - exact).norm() / exact.norm()) < 0.02
