@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from passes.estimate import CodecCost, CostTable
-from passes.plan import Action, Decision, Plan, make_plan
+from passes.plan import Action, Decision, Plan, make_plan, with_derived_noise
 
 # Lambda = 10**(k / 4): each step changes the price of noise by 1.8, the rungs of the ladder differ
 # by more.
@@ -92,8 +92,7 @@ def refine(costs: CostTable, plan: Plan, spare_nbytes: int) -> Plan:
         spare_nbytes: bytes that it may keep in addition.
 
     Returns:
-        A plan that differs in the codecs of sketched values only. A derived value's noise is
-        that of its sources.
+        A plan that differs in the codecs of sketched values only.
     """
     codecs = {value.node: value.codecs for value in costs.values}
     nbytes = {value.node: value.nbytes for value in costs.values}
@@ -114,11 +113,7 @@ def refine(costs: CostTable, plan: Plan, spare_nbytes: int) -> Plan:
         decisions[name] = replace(
             decisions[name], codec=codec.codec, kept_nbytes=codec.nbytes, noise=codec.noise
         )
-    for name, decision in decisions.items():
-        if decision.derivation is not None:
-            sources = [decisions[n].noise for n in decision.derivation.linear if n in decisions]
-            decisions[name] = replace(decision, noise=max(sources, default=0.0))
-    return replace(plan, decisions=tuple(decisions.values()))
+    return replace(plan, decisions=with_derived_noise(decisions.values()))
 
 
 def _gain(decision: Decision, codec: CodecCost, value_nbytes: int) -> float:

@@ -14,7 +14,7 @@ use of a common source feeds another (:func:`find_derivations`); it is a source 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -57,7 +57,10 @@ class _Form:
 
 
 def find_derivations(
-    joint: JointGraph, uses: Mapping[fx.Node, tuple[fx.Node, ...]], fixed: frozenset[fx.Node]
+    joint: JointGraph,
+    uses: Mapping[fx.Node, tuple[fx.Node, ...]],
+    fixed: frozenset[fx.Node],
+    feeds: FeedsRelation,
 ) -> dict[fx.Node, Derivation]:
     """Return the derivations that keep every use unbiased.
 
@@ -65,6 +68,7 @@ def find_derivations(
         joint: an exposed joint graph.
         uses: for each forward value the backward nodes in which it enters linearly.
         fixed: values that are always at hand exactly (parameters, the batch).
+        feeds: which uses feed which.
 
     Returns:
         Derivations of forward values, in graph order; none for values that nothing linear needs.
@@ -76,7 +80,6 @@ def find_derivations(
         if node not in backward and (form := _linear_form(node, backward, fixed)) is not None
     }
     wanted = _wanted(forms, uses)
-    feeds = _FeedsRelation(joint, uses)
     search = _Search(forms, uses)
     for node in joint.graph.nodes:
         if node in wanted and not search.derive(node, feeds):
@@ -95,7 +98,7 @@ class _Search:
     chain: dict[fx.Node, int] = field(default_factory=dict)
     served: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
 
-    def derive(self, node: fx.Node, feeds: _FeedsRelation) -> bool:
+    def derive(self, node: fx.Node, feeds: FeedsRelation) -> bool:
         form = self.forms.get(node)
         if form is None:
             return False
@@ -264,8 +267,16 @@ def _wanted(
     return found
 
 
-class _FeedsRelation:
-    """Answers whether the result of one linear use reaches another, by bit sets."""
+class FeedsRelation:
+    """Answers whether the result of one linear use reaches another, by bit sets.
+
+    Then one sketch in both would meet itself in a product, whose expectation is not the product
+    of the expectations.
+
+    Args:
+        joint: an exposed joint graph.
+        uses: for each forward value the backward nodes in which it enters linearly.
+    """
 
     def __init__(self, joint: JointGraph, uses: Mapping[fx.Node, tuple[fx.Node, ...]]) -> None:
         users = dict.fromkeys(user for own in uses.values() for user in own)
@@ -279,7 +290,7 @@ class _FeedsRelation:
             self._before[node] = before
             reaching[node] = before | self._bit.get(node, 0)
 
-    def any_pair(self, users: list[fx.Node]) -> bool:
+    def any_pair(self, users: Sequence[fx.Node]) -> bool:
         """Whether any of these uses feeds another of them."""
         together = 0
         for user in users:

@@ -15,13 +15,19 @@ import torch
 from torch import fx
 
 from passes import _torch
-from passes.derive import Derivation, find_derivations, sizes_of, uses_served
+from passes.derive import (
+    Derivation,
+    FeedsRelation,
+    find_derivations,
+    sizes_of,
+    uses_served,
+)
 from passes.joint import JointGraph, argument_nodes, tensor_nbytes, tensor_val
 from passes.rules import Codec, LinearUse, Rules
 
 # Not tagged pointwise and no view, yet no more than one read and one write an element. By
 # name, since Inductor registers some of its prims only when it is imported.
-_CHEAP_OPS = frozenset(
+CHEAP_OPS = frozenset(
     {
         "aten.cat",
         "aten.constant_pad_nd",
@@ -166,6 +172,7 @@ class _Readers:
     settled: dict[fx.Node, list[LinearUse]]
     derivations: dict[fx.Node, Derivation]
     served: dict[str, tuple[fx.Node, ...]]
+    feeds: FeedsRelation
 
     @classmethod
     def of(
@@ -181,8 +188,9 @@ class _Readers:
                 own[node] = tuple(user for user, _ in linear)
                 for user, use in linear:
                     settled.setdefault(user, []).append(use)
-        derivations = find_derivations(joint, own, free)
-        return cls(settled, derivations, uses_served(derivations, own))
+        feeds = FeedsRelation(joint, own)
+        derivations = find_derivations(joint, own, free, feeds)
+        return cls(settled, derivations, uses_served(derivations, own), feeds)
 
     def behind(self, node: fx.Node) -> list[tuple[fx.Node, LinearUse]]:
         """The uses that a sketch of this value would serve, with how much its noise counts."""
@@ -207,7 +215,7 @@ def recompute_ban(node: fx.Node) -> str | None:
         return f"op of namespace {target.namespace}"
     if (
         torch.Tag.pointwise in target.tags
-        or str(target.overloadpacket) in _CHEAP_OPS
+        or str(target.overloadpacket) in CHEAP_OPS
         or is_view(target)
     ):
         return None
@@ -239,9 +247,8 @@ def _value_cost(
     packing = rules.packing(node) if val is not None and rules.packing is not None else None
     derivation = readers.derivations.get(node)
     sketchable = bool(linear) or derivation is None
-    codecs, unsketchable = _codec_costs(
-        val, size, readers.behind(node) if sketchable and not is_free else [], rules
-    )
+    behind = readers.behind(node) if sketchable and not is_free else []
+    codecs, unsketchable = _codec_costs(val, size, behind, rules, readers.feeds)
     kept = node.name in request.must_save
     ban = "kept by the user's checkpoint policy" if kept else recompute_ban(node)
     asked = node.name in request.must_recompute
@@ -295,12 +302,13 @@ def _codec_costs(
     size: int | None,
     linear: list[tuple[fx.Node, LinearUse]],
     rules: Rules,
+    feeds: FeedsRelation,
 ) -> tuple[tuple[CodecCost, ...], str | None]:
     if not linear or val is None:
         return (), None
     if size is None:
         return (), "its size is unknown at compile time"
-    if _in_sequence([user for user, _ in linear]):
+    if feeds.any_pair([user for user, _ in linear]):
         return (), "one of its uses feeds another, and the product of their noise is no zero"
     on_path = any(use.on_path for _, use in linear)
     codecs = rules.path_codecs if on_path else rules.codecs
@@ -362,27 +370,6 @@ def _reaches_further_gradients(user: fx.Node) -> bool:
 
 def _is_cast(node: fx.Node) -> bool:
     return str(node.target).startswith(("prims.convert_element_type", "aten._to_copy"))
-
-
-def _in_sequence(users: list[fx.Node]) -> bool:
-    """Whether the result of one of ``users`` reaches another one.
-
-    Then one sketch would meet itself in a product, whose expectation is not the product of
-    the expectations.
-    """
-    if len(users) < 2:
-        return False
-    targets = set(users)
-    seen: set[fx.Node] = set()
-    queue = [follower for user in users for follower in user.users]
-    while queue:
-        node = queue.pop()
-        if node in targets:
-            return True
-        if node not in seen:
-            seen.add(node)
-            queue.extend(node.users)
-    return False
 
 
 def hinted_shape(val: torch.Tensor) -> tuple[int, ...]:

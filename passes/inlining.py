@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from passes.estimate import CHEAP_OPS
 from passes.joint import argument_nodes, layout_hint, tensor_nbytes, tensor_val
 from passes.kernels import is_alias
 from passes.workspace import ints
@@ -27,23 +28,7 @@ _MAX_READS = 12
 _MAX_SHARED_CALLS = 50
 _MAX_CALLS = 100
 
-_POINTWISE = frozenset(
-    {
-        "aten.constant_pad_nd",
-        "aten.clone",
-        "aten._to_copy",
-        "aten.full",
-        "aten.full_like",
-        "aten.zeros_like",
-        "aten.scalar_tensor",
-        "aten.arange",
-        "aten.index",
-        "aten._unsafe_index",
-        "prims.iota",
-        "prims.convert_element_type",
-        "prims._low_memory_max_pool_offsets_to_indices",
-    }
-)
+_POINTWISE = CHEAP_OPS - {"aten.cat", "aten._unsafe_view", "prims.broadcast_in_dim"}
 _REDUCTIONS = frozenset(
     {
         "aten.sum",

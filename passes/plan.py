@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -115,15 +116,28 @@ def make_plan(costs: CostTable, noise_price: float) -> Plan:
         raise ValueError(msg)
     chosen = [_cheapest(value, noise_price) for value in costs.values]
     _, sink_side = min_cut(_network(costs, chosen, noise_price))
-    decisions: dict[str, Decision] = {}
-    for i, value in enumerate(costs.values):
-        decision = _read_decision(i, value, chosen[i], sink_side)
-        if decision is not None and decision.derivation is not None:
-            sources = [decisions[n].noise for n in decision.derivation.linear if n in decisions]
-            decision = replace(decision, noise=max(sources, default=0.0))
-        if decision is not None:
-            decisions[value.node] = decision
-    return Plan(tuple(decisions.values()), noise_price)
+    decisions = [
+        decision
+        for i, value in enumerate(costs.values)
+        if (decision := _read_decision(i, value, chosen[i], sink_side)) is not None
+    ]
+    return Plan(with_derived_noise(decisions), noise_price)
+
+
+def with_derived_noise(decisions: Iterable[Decision]) -> tuple[Decision, ...]:
+    """Give each derived value the noise of the noisiest value it is derived from.
+
+    Args:
+        decisions: in graph order, so that sources come first.
+    """
+    done: dict[str, Decision] = {}
+    for decision in decisions:
+        settled = decision
+        if decision.derivation is not None:
+            sources = [done[name].noise for name in decision.derivation.linear if name in done]
+            settled = replace(decision, noise=max(sources, default=0.0))
+        done[decision.node] = settled
+    return tuple(done.values())
 
 
 def sketch_price(cost: CodecCost, value_nbytes: int, noise_price: float) -> int:

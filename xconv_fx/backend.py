@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 import passes
-from passes import JointGraph, Partition
+from passes import JointGraph, MemoryEstimate, Partition
 from xconv_fx import _torch, audit
 from xconv_fx.budget import make_planner
 from xconv_fx.errors import BudgetError
@@ -144,7 +144,7 @@ class _PartitionFunction:
     ) -> tuple[Partition, audit.Report]:
         if not has_convolution(joint.graph):
             split = partition_exact()
-            memory = predict_step_memory(split, self.inner, channels_last=False)
+            memory = self._describe_memory(split, channels_last=False)
             return split, audit.make_exact_report(
                 split, joint.held_inputs(), "no convolution in this graph", memory
             )
@@ -169,10 +169,18 @@ class _PartitionFunction:
             find_record=None if self.plans is None else self.plans.find,
             **kwargs,
         )
-        memory = predict_step_memory(outcome.split, self.inner, channels_last=channels_last)
+        memory = self._describe_memory(outcome.split, channels_last=channels_last)
         remarks = unmatched_patterns(self.options.exact_patterns, outcome.exposed.graph)
         report = audit.make_report(outcome, rules, partition_exact, memory, remarks=remarks)
         return outcome.split, report
+
+    def _describe_memory(self, split: Partition, *, channels_last: bool) -> MemoryEstimate | None:
+        """Predict for the report alone: a failure must not make the graph exact."""
+        try:
+            return predict_step_memory(split, self.inner, channels_last=channels_last)
+        except Exception:  # noqa: BLE001  the graph is fine, only its description failed
+            log.warning("the memory of this graph could not be predicted", exc_info=True)
+            return None
 
     def _peak_nbytes(self, outcome: passes.Outcome, channels_last: bool) -> int:
         predicted = predict_step_memory(outcome.split, self.inner, channels_last=channels_last)

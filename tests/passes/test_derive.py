@@ -7,7 +7,7 @@ import torch
 from expecttest import assert_expected_inline
 
 from passes import Action
-from passes.derive import Derivation, find_derivations, uses_served
+from passes.derive import Derivation, FeedsRelation, find_derivations, uses_served
 from passes.estimate import estimate_costs
 from passes.plan import make_plan
 from passes.sketch import apply_plan
@@ -35,7 +35,7 @@ class Lab:
     def found(self, *, fixed=()):
         users = {value: tuple(own) for value, own in self.uses.items()}
         joint = self.b.joint([self.h], [u for own in users.values() for u in own])
-        found = find_derivations(joint, users, frozenset(fixed))
+        found = find_derivations(joint, users, frozenset(fixed), FeedsRelation(joint, users))
         return {node.name: derivation for node, derivation in found.items()}
 
 
@@ -281,7 +281,7 @@ def test_uses_served_are_those_of_a_value_and_of_what_is_derived_from_it(toy):
     own, last = lab.use(lab.h), lab.use(two)
     users = {value: tuple(own) for value, own in lab.uses.items()}
     joint = lab.b.joint([lab.h], [own, last])
-    found = find_derivations(joint, users, frozenset())
+    found = find_derivations(joint, users, frozenset(), FeedsRelation(joint, users))
     served = uses_served(found, users)
     assert served == {"sin": (own, last), "neg": (last,), "neg_1": (last,)}
 

@@ -348,3 +348,16 @@ class TestReports:
         with caplog.at_level(logging.DEBUG, logger="xconv_fx"):
             audit.publish(report)
         assert str(report) in caplog.text
+
+
+def test_a_prediction_that_fails_leaves_the_sketches(monkeypatch, caplog):
+    def fail(*args, **kwargs):
+        del args, kwargs
+        raise RuntimeError("a call the model of memory does not know")
+
+    monkeypatch.setattr("xconv_fx.backend.predict_step_memory", fail)
+    report = report_of(Two())
+    assert report.exact is None
+    assert report.num_sketched_convolutions == 1
+    assert report.memory is None
+    assert "the memory of this graph could not be predicted" in caplog.text

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from xconv_fx.sketches.randomness import NUM_STARTS, key_schedule
 from xconv_fx.sketches.tile_rows import (
     draw_rows,
     draw_words,
@@ -75,3 +76,13 @@ def test_channels_share_words_and_tiles_do_not():
     # The mean of uniforms, six standard errors.
     mean = float(words.double().mean()) / 2**24
     assert abs(mean - 0.5) < 6 * math.sqrt(1 / 12 / 4096)
+
+
+def test_rows_are_drawn_apart_from_the_starts_of_the_thresholds():
+    # Both are exactly uniform words of 24 bits for the counters 0 to 31 of one seed. Were they
+    # the same, rounding would depend on the rows, and a tile's expectation would be another.
+    seed = torch.tensor(2**61 + 2718281)
+    words = draw_words([NUM_STARTS, 1, 1], seed).flatten()
+    starts = key_schedule(seed)[-NUM_STARTS:]
+    assert words.shape == starts.shape
+    assert int((words == starts).sum()) == 0
