@@ -6,58 +6,23 @@ Comes in: an exposed joint graph and the rules. Goes out: a :class:`CostTable`, 
 
 from __future__ import annotations
 
-import math
 import operator
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import fx
 
-from passes import _torch
-from passes.derive import (
-    Derivation,
-    FeedsRelation,
-    find_derivations,
-    sizes_of,
-    uses_served,
-)
-from passes.joint import JointGraph, argument_nodes, tensor_nbytes, tensor_val
+from passes.derive import Derivation, FeedsRelation, find_derivations, uses_served
+from passes.joint import JointGraph, hinted_shape, tensor_nbytes, tensor_val
+from passes.linear_uses import sensitivity_of, split_uses
+from passes.op_traits import is_view, recompute_ban
 from passes.rules import Codec, LinearUse, Rules
-
-# Not tagged pointwise and no view, yet no more than one read and one write an element. By
-# name, since Inductor registers some of its prims only when it is imported.
-CHEAP_OPS = frozenset(
-    {
-        "aten.cat",
-        "aten.constant_pad_nd",
-        "aten.clone",
-        "aten._to_copy",
-        "aten._unsafe_view",
-        "aten.full",
-        "aten.full_like",
-        "aten.zeros_like",
-        "aten.scalar_tensor",
-        "aten.arange",
-        "aten.index",
-        "aten._unsafe_index",
-        "prims.iota",
-        "prims.convert_element_type",
-        "prims.broadcast_in_dim",
-        "prims._low_memory_max_pool_offsets_to_indices",
-    }
-)
 
 # Share of a value's bytes that recomputing it is charged. It decides between equals (keep
 # what is as small as what it is made from) and stops a residual stream from being rebuilt
 # from the first block on: 64 recomputed values cost as much as keeping one.
 _RECOMPUTE_SHARE = 64
-
-
-# A weight gradient sums over the positions of its input, and independent noise averages out: its
-# relative error falls with their number. Inputs with fewer than this many are priced up in
-# proportion: a classifier's features, the last stages at small images. They weigh little in bytes.
-_FEW_POSITIONS = 8192
 
 
 @dataclass(frozen=True)
@@ -146,7 +111,7 @@ def estimate_costs(
     backward = joint.backward_nodes()
     free = frozenset({*joint.static_inputs(), *joint.caller_held_inputs()})
     forward = [n for n in joint.graph.nodes if n.op != "output" and n not in backward]
-    uses = {node: _split_uses(node, backward, rules) for node in forward}
+    uses = {node: split_uses(node, backward, rules) for node in forward}
     readers = _Readers.of(joint, uses, free)
     request = _Request(
         rules, free, frozenset(joint.bwd_outputs()), frozenset(must_recompute), frozenset(must_save)
@@ -198,39 +163,6 @@ class _Readers:
         return [(user, use) for user in users for use in self.settled[user]]
 
 
-def recompute_ban(node: fx.Node) -> str | None:
-    """Return why ``node`` must not be computed a second time, or None if it may be."""
-    target = node.target
-    if node.op == "placeholder":
-        return "graph input"
-    if node.op == "get_attr" or not isinstance(target, torch._ops.OpOverload):
-        symbolic = isinstance(node.meta.get("val"), (int, float, bool, *_SYMBOLIC))
-        plain = node.op == "get_attr" or target is operator.getitem or symbolic
-        return None if plain else f"unknown call {target}"
-    if torch.Tag.nondeterministic_seeded in target.tags:
-        return "random op"
-    if target._schema.is_mutable:
-        return "op with side effects"
-    if target.namespace not in ("aten", "prims"):
-        return f"op of namespace {target.namespace}"
-    if (
-        torch.Tag.pointwise in target.tags
-        or str(target.overloadpacket) in CHEAP_OPS
-        or is_view(target)
-    ):
-        return None
-    return None if isinstance(node.meta.get("val"), _SYMBOLIC) else "costly op"
-
-
-def is_view(target: torch._ops.OpOverload) -> bool:
-    """Whether the op returns a view of an argument (by its schema) and writes nothing."""
-    aliases = [r.alias_info for r in target._schema.returns]
-    return bool(aliases) and all(a is not None and not a.is_write for a in aliases)
-
-
-_SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
-
-
 def _value_cost(
     node: fx.Node,
     linear: list[tuple[fx.Node, LinearUse]],
@@ -272,31 +204,6 @@ def _value_cost(
     )
 
 
-def _split_uses(
-    node: fx.Node, backward: dict[fx.Node, None], rules: Rules
-) -> tuple[list[tuple[fx.Node, LinearUse]], list[str]]:
-    """Return the linear uses in the backward, one an argument, and the other users' names.
-
-    A linear use that was asked to be exact counts among the others.
-    """
-    linear: list[tuple[fx.Node, LinearUse]] = []
-    raw: list[str] = []
-    for user in node.users:
-        if user not in backward:
-            continue
-        uses = {use.arg: use for use in rules.linear.get(user.target, ())}
-        positions = [i for i, arg in enumerate(user.args) if node in argument_nodes(arg)]
-        in_kwargs = any(node in argument_nodes(arg) for arg in user.kwargs.values())
-        use = uses.get(positions[0]) if len(positions) == 1 and not in_kwargs else None
-        if use is not None and use.same_size and sizes_of(node) != sizes_of(user):
-            use = None
-        if use is not None and rules.asked_exact(user) is None:
-            linear.append((user, _settle(user, use)))
-        else:
-            raw.append(user.name)
-    return linear, raw
-
-
 def _codec_costs(
     val: torch.Tensor | None,
     size: int | None,
@@ -317,7 +224,7 @@ def _codec_costs(
     fitting = [c for c, reason in zip(codecs, reasons, strict=True) if reason is None]
     if not fitting:
         return (), next((r for r in reasons if r), "no codec is configured")
-    sensitivity = sum(_sensitivity(user, use) for user, use in linear)
+    sensitivity = sum(sensitivity_of(user, use) for user, use in linear)
     priced = [
         CodecCost(c, c.nbytes(shape, val.dtype), c.noise(shape), sensitivity) for c in fitting
     ]
@@ -326,60 +233,6 @@ def _codec_costs(
         least = min(c.nbytes for c in priced)
         return (), f"a sketch of {least} bytes is no smaller than the value's {size} bytes"
     return smaller, None
-
-
-def _sensitivity(user: fx.Node, use: LinearUse) -> float:
-    """Raise a use's sensitivity where it is a weight gradient over few positions."""
-    argument = user.args[use.arg]
-    val = tensor_val(argument) if isinstance(argument, fx.Node) else None
-    if use.on_path or val is None or tensor_nbytes(val) is None:
-        return use.sensitivity
-    return use.sensitivity * max(1.0, _FEW_POSITIONS / num_positions(hinted_shape(val)))
-
-
-def num_positions(shape: Sequence[int]) -> int:
-    """Count the positions that a weight gradient sums over: all dimensions but the channels.
-
-    Args:
-        shape: ``(N, C, *spatial)``, or ``(rows, features)``.
-    """
-    return max(math.prod(shape) // max(shape[1] if len(shape) > 2 else shape[-1], 1), 1)
-
-
-def _settle(user: fx.Node, use: LinearUse) -> LinearUse:
-    """Find out from the graph what a rule leaves open: whether the use is on the path."""
-    if use.on_path is not None:
-        return use
-    on_path = _reaches_further_gradients(user)
-    sensitivity = use.path_sensitivity if on_path else use.sensitivity
-    return replace(use, on_path=on_path, sensitivity=sensitivity)
-
-
-def _reaches_further_gradients(user: fx.Node) -> bool:
-    """Whether a backward node's result does more than become an output, viewed or cast."""
-    queue, seen = [user], {user}
-    while queue:
-        node = queue.pop()
-        moved = is_view(node.target) if isinstance(node.target, torch._ops.OpOverload) else False
-        if node is not user and node.op != "output" and not moved and not _is_cast(node):
-            return True
-        queue.extend(follower for follower in node.users if follower not in seen)
-        seen.update(node.users)
-    return False
-
-
-def _is_cast(node: fx.Node) -> bool:
-    return str(node.target).startswith(("prims.convert_element_type", "aten._to_copy"))
-
-
-def hinted_shape(val: torch.Tensor) -> tuple[int, ...]:
-    """Return the shape with symbolic sizes replaced by their hints.
-
-    Only called where :func:`passes.joint.tensor_nbytes` found every size known.
-    """
-    sizes = [_torch.size_hint(s) for s in val.shape]
-    assert None not in sizes, f"unknown size in {tuple(val.shape)}"
-    return tuple(s for s in sizes if s is not None)
 
 
 def _keep_nbytes(

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from passes.estimate import CHEAP_OPS
 from passes.joint import argument_nodes, layout_hint, tensor_nbytes, tensor_val
 from passes.kernels import is_alias
+from passes.op_traits import CHEAP_OPS
 from passes.workspace import ints
 
 # Inductor's thresholds on the CPU (torch/_inductor/config.py, 2.13): reads of a value that has

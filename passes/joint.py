@@ -135,6 +135,16 @@ def tensor_nbytes(val: torch.Tensor) -> int | None:
     return numel * val.dtype.itemsize
 
 
+def hinted_shape(val: torch.Tensor) -> tuple[int, ...]:
+    """Return the shape with symbolic sizes replaced by their hints.
+
+    Only called where :func:`tensor_nbytes` found every size known.
+    """
+    sizes = [_torch.size_hint(s) for s in val.shape]
+    assert None not in sizes, f"unknown size in {tuple(val.shape)}"
+    return tuple(s for s in sizes if s is not None)
+
+
 def layout_hint(val: torch.Tensor) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
     """Return sizes and strides with symbols replaced by their hints, None where unknown.
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from passes.estimate import is_view
 from passes.joint import tensor_nbytes, tensor_val
+from passes.op_traits import is_view
 from passes.workspace import Workspaces, workspace_nbytes
 
 # Views that their schema does not declare.

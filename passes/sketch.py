@@ -20,8 +20,8 @@ from torch import fx
 from passes import _torch
 from passes.decompose import DecompositionTable, Inserter
 from passes.derive import Derivation
-from passes.estimate import recompute_ban
 from passes.joint import JointGraph, is_tangent, output_node, tensor_val
+from passes.op_traits import recompute_ban
 from passes.plan import Action, Decision, Plan
 
 aten = torch.ops.aten

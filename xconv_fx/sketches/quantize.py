@@ -37,8 +37,8 @@ from torch import Tensor
 
 from xconv_fx.sketches.bitpack import pack_planes, plane_dim, planes_of, unpack_planes
 from xconv_fx.sketches.blocks import choose_blocks, smallest_and_largest, spread
+from xconv_fx.sketches.lattice import lattice_thresholds
 from xconv_fx.sketches.layout import Size, ceil_div
-from xconv_fx.sketches.randomness import lattice_thresholds
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -28,8 +28,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from xconv_fx.sketches.layout import Size, ceil_div
-
 SEED_BOUND = 2**62
 """Seeds are drawn from [0, SEED_BOUND)."""
 
@@ -37,12 +35,11 @@ NUM_STARTS = 32
 """Samples that start a lattice of thresholds each; sample n + 32 starts where sample n does."""
 
 _NUM_ROUNDS = 6
-_NUM_KEYS = _NUM_ROUNDS + 2
-SCHEDULE_LENGTH = _NUM_KEYS + NUM_STARTS
+NUM_KEYS = _NUM_ROUNDS + 2
+SCHEDULE_LENGTH = NUM_KEYS + NUM_STARTS
 """Numbers in a row of a key schedule."""
 
 _START_STREAM = 13
-_LATTICE_BITS = 12
 _ROUND_MULTIPLIER = 0x6B2D
 _LOW_16 = 0xFFFF
 _LOW_30 = 0x3FFFFFFF
@@ -60,7 +57,7 @@ def key_schedule(seeds: Tensor) -> Tensor:
 
     Returns:
         int32 tensor ``(*seeds.shape, 40)``: six round keys and the halves that whiten rows and
-        columns, in [0, 2**16); then the starts of :func:`lattice_thresholds`, in [0, 2**24),
+        columns, in [0, 2**16); then the starts of ``sketches.lattice``, in [0, 2**24),
         each exactly uniform over a uniform seed.
     """
     # Products stay below 2**61: 30-bit material times 31-bit multipliers.
@@ -87,65 +84,6 @@ def schedule_of(seed: Tensor) -> Tensor:
         int32 tensor ``(40,)``; with a leading dimension for each of int64 ``seed``.
     """
     return seed if seed.dtype == torch.int32 else key_schedule(seed)
-
-
-def lattice_thresholds(
-    size: Size, seed: Tensor, bits: int, *, dim: int = 0, start: int = 0, length: int | None = None
-) -> Tensor:
-    """Draw a threshold for each element of a tensor: a lattice with a random start a sample.
-
-    ``T[i] = (start[i_0 mod 32] + (sum_d A_d i_d mod 2**12) 2**(bits - 12)) mod 2**bits`` with the
-    start of a sample exactly uniform on ``[0, 2**bits)``: so is every T, whatever is added to it.
-    The multipliers A_d approximate the powers of the inverse of the root g > 1 of
-    ``g**(D + 1) = g + 1`` (M. Roberts' R sequence), so that the thresholds of neighbours in any
-    direction are spread evenly: roundings of neighbours are anticorrelated rather than
-    independent, and a threshold costs a handful of integer operations where a hash costs thirty.
-
-    Args:
-        size: logical sizes; the first counts samples; the ints may be SymInts.
-        seed: 0-dim int64 tensor in [0, 2**62), or its row of :func:`key_schedule`.
-        bits: F, 12 to 24.
-        dim: dimension of which a window is wanted.
-        start: first index of the window.
-        length: indices in the window, which may reach past ``size[dim]``; all of them if None.
-
-    Returns:
-        int32 tensor in [0, 2**bits) of the window's shape.
-    """
-    # Backwards, since Inductor would take an index n for a dimension to vectorise over.
-    starts = torch.bitwise_right_shift(schedule_of(seed)[_NUM_KEYS:].flip(0), 24 - bits)
-    if not size:
-        return starts.select(0, 0)
-    turn: Tensor | None = None
-    for d, extent in enumerate(size):
-        first, count = (start, length) if d == dim and length is not None else (0, extent)
-        index = torch.arange(first, first + count, dtype=torch.int32, device=seed.device)
-        along = [-1] + [1] * (len(size) - 1 - d)
-        if d == 0:
-            samples = _samples(starts, index, first, count).view(along)
-        part = ((index & _LOW_16) * _lattice_multiplier(d, len(size))).view(along)
-        turn = part if turn is None else turn + part
-    assert turn is not None
-    turned = (turn & (2**_LATTICE_BITS - 1)) * 2 ** (bits - _LATTICE_BITS)
-    thresholds: Tensor = (samples + turned) & (2**bits - 1)
-    return thresholds
-
-
-def _samples(starts: Tensor, index: Tensor, first: int, count: int) -> Tensor:
-    """Give each sample its start; the ints may be SymInts."""
-    if not (isinstance(first, int) and isinstance(count, int)):
-        # A gather, since the views below would ask how often a dynamic size holds 32.
-        return starts.index_select(0, index & (NUM_STARTS - 1))
-    copies = ceil_div(first + count, NUM_STARTS)
-    return starts.expand([copies, NUM_STARTS]).reshape(-1).narrow(0, first, count)
-
-
-def _lattice_multiplier(dim: int, num_dims: int) -> int:
-    """Return A_d of :func:`lattice_thresholds`, odd and below 2**12."""
-    root = 2.0
-    for _ in range(60):
-        root = (1.0 + root) ** (1.0 / (num_dims + 1))
-    return int(root ** -(dim + 1) * 2**_LATTICE_BITS) | 1
 
 
 def round_keys(schedule: Tensor, stream: int = 0) -> tuple[Tensor, ...]:

@@ -12,7 +12,6 @@ from xconv_fx.sketches.randomness import (
     gaussian,
     integer_windows,
     key_schedule,
-    lattice_thresholds,
     rademacher,
     random_bits,
     round_keys,
@@ -272,83 +271,3 @@ def test_starts_are_the_leading_bits_of_words_that_are_exactly_uniform(fixed_hal
         words = word(feistel(high, (seeds & 0xFFFF).int(), keys))
         assert words.unique().numel() == 2**16
         assert torch.equal(words >> 8, starts[:, counter])
-
-
-SIZES = [(5,), (70, 3), (40, 3, 7), (35, 3, 5, 6), (33, 2, 3, 4, 5)]
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("bits", [23, 24])
-def test_a_threshold_is_its_samples_start_plus_a_constant(size, bits):
-    # T - start is the same for every seed, modulo 2**bits, and start is exactly uniform; so is T.
-    seeds = [seed_of(value) for value in SEEDS]
-    turns = []
-    for seed in seeds:
-        thresholds = lattice_thresholds(size, seed, bits)
-        assert thresholds.dtype == torch.int32
-        assert thresholds.shape == size
-        assert int(thresholds.min()) >= 0
-        assert int(thresholds.max()) < 2**bits
-        starts = (key_schedule(seed)[8:] >> (24 - bits)).flip(0)
-        own = starts[torch.arange(size[0]) % NUM_STARTS].view(-1, *[1] * (len(size) - 1))
-        turns.append((thresholds - own) % 2**bits)
-    for turn in turns[1:]:
-        assert torch.equal(turn, turns[0])
-    # The low bits are the start's alone: what is added is a multiple of 2**(bits - 12).
-    assert not bool((turns[0] % 2 ** (bits - 12)).any())
-
-
-def test_a_scalar_has_a_start():
-    seed = seed_of(SEEDS[4])
-    assert int(lattice_thresholds((), seed, 24)) in key_schedule(seed)[8:].tolist()
-    assert torch.equal(lattice_thresholds((), seed, 23), lattice_thresholds((), seed, 24) >> 1)
-
-
-def test_a_schedule_row_draws_what_its_seed_draws():
-    seed = seed_of(SEEDS[4])
-    drawn = lattice_thresholds((3, 4, 5), seed, 24)
-    assert torch.equal(lattice_thresholds((3, 4, 5), key_schedule(seed), 24), drawn)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_windows_are_slices_of_the_whole(size):
-    seed = seed_of(SEEDS[4])
-    larger = [size[0] + 80, *size[1:]]
-    whole = lattice_thresholds(larger, seed, 24)
-    for start, length in ((0, size[0]), (2, 3), (31, 35), (size[0], 7)):
-        window = lattice_thresholds(size, seed, 24, dim=0, start=start, length=length)
-        assert torch.equal(window, whole[start : start + length])
-    for dim in range(1, len(size)):
-        whole = lattice_thresholds([*size[:dim], 90, *size[dim + 1 :]], seed, 24)
-        window = lattice_thresholds(size, seed, 24, dim=dim, start=11, length=79)
-        assert torch.equal(window, whole.narrow(dim, 11, 79))
-
-
-def test_empty_tensors_have_no_thresholds():
-    assert lattice_thresholds((3, 0, 5), seed_of(1), 24).shape == (3, 0, 5)
-    assert lattice_thresholds((0,), seed_of(1), 24).shape == (0,)
-
-
-@pytest.mark.parametrize("num_dims", [2, 3, 4, 5])
-def test_neighbours_are_spread_along_every_dimension(num_dims):
-    # Sixteen neighbours along a dimension of a lattice leave gaps of a few sixteenths at most:
-    # independent draws would leave one above 3/8 in 1 case of 100 (16 * (5/8)**15), two of 16 in
-    # the same 1/1000 in 1 of 9.
-    # (Samples have starts of their own.)
-    for dim in range(1, num_dims):
-        size = [1] * num_dims
-        size[dim] = 16
-        points = lattice_thresholds(size, seed_of(SEEDS[4]), 24).flatten().double() / 2**24
-        ordered = points.sort().values
-        gaps = torch.cat([ordered.diff(), ordered[:1] + 1 - ordered[-1:]])
-        assert float(gaps.max()) < 3 / 8
-        assert float(gaps.min()) > 1e-3
-
-
-def test_windows_of_whole_neighbourhoods_have_the_mean_of_uniforms():
-    # A 16 x 16 patch of a 4-D tensor: the mean of 256 independent uniforms has the standard
-    # error 0.018, a lattice's is an order below. Ten samples, their starts differ.
-    thresholds = lattice_thresholds((10, 1, 16, 16), seed_of(SEEDS[4]), 24).double() / 2**24
-    means = thresholds.mean((1, 2, 3))
-    assert float((means - 0.5).abs().max()) < 0.018
-    assert means.unique().numel() == 10
