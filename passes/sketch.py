@@ -26,6 +26,8 @@ from passes.plan import Action, Decision, Plan
 
 aten = torch.ops.aten
 
+_ESTIMATED = (Action.SKETCH, Action.DERIVE)
+
 # Seeds are drawn from [0, 2**62): the codecs' hash takes 62 bits.
 _SEED_RANGE = 2**62
 
@@ -200,8 +202,13 @@ def _read_stand_ins_in_output(
 
 
 def _stand_in(value: fx.Node, reader: fx.Node, rewriter: _Rewriter) -> fx.Node:
-    """Return what the backward reads for ``value``, inserting it before ``reader``."""
-    for needed in _missing_stand_ins(value, rewriter):
+    """Return what the backward reads for ``value``, inserting it before ``reader``.
+
+    What only led to it, decoded or derived, is made anew for the next value: shared, it would stay
+    alive from the weight gradient that reads this one to the norm further on.
+    """
+    missing = _missing_stand_ins(value, rewriter)
+    for needed in missing:
         decision = rewriter.decisions[needed]
         if decision.codec is not None:
             made = _insert_decode(needed, decision, reader, rewriter)
@@ -210,7 +217,11 @@ def _stand_in(value: fx.Node, reader: fx.Node, rewriter: _Rewriter) -> fx.Node:
         else:
             made = _insert_clone(needed, reader, rewriter)
         rewriter.stand_ins[needed] = made
-    return rewriter.stand_ins.get(value, value)
+    stand_in = rewriter.stand_ins.get(value, value)
+    for led_to in missing:
+        if led_to is not value and rewriter.decisions[led_to].action in _ESTIMATED:
+            del rewriter.stand_ins[led_to]
+    return stand_in
 
 
 def _missing_stand_ins(value: fx.Node, rewriter: _Rewriter) -> list[fx.Node]:

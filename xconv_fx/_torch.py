@@ -17,6 +17,9 @@ from torch._decomp import get_decompositions
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch import config as functorch_config
 from torch._inductor import (
+    config as inductor_config,
+)
+from torch._inductor import (
     list_mode_options,
     lowering,  # registers ops that Inductor's decompositions call (2.13)
 )
@@ -95,6 +98,22 @@ def compile_with_aot_eager(
 def mode_settings(mode: str | None) -> dict[str, Any]:
     """Return Inductor's settings for a ``torch.compile`` mode such as "max-autotune"."""
     return dict(list_mode_options(mode)) if mode is not None and mode != "default" else {}
+
+
+# Both settings decide when a kept value is decoded, which is when it becomes large.
+_SETTINGS = {
+    # The reordering takes a packed value for as large as the loops that read it, so that decoding
+    # seems to free memory and is done early (2.13).
+    "reorder_for_peak_memory": False,
+    # Kernels that read one packed value are merged, however far apart their results are needed:
+    # the decoded values of several layers were alive at once. So none are merged for reads alone.
+    "score_fusion_memory_threshold": 2**62,
+}
+
+
+def inductor_settings() -> dict[str, Any]:
+    """Return the settings under which Inductor decodes late, as far as it has them (2.13)."""
+    return {name: value for name, value in _SETTINGS.items() if hasattr(inductor_config, name)}
 
 
 def inductor_decompositions() -> dict[Any, Callable[..., Any]]:

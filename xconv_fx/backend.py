@@ -32,10 +32,6 @@ from xconv_fx.rules.regions import unmatched_patterns
 
 log = logging.getLogger("xconv_fx")
 
-# Inductor's reordering takes a packed value for as large as the loops that read it (2.13), so that
-# decoding seems to free memory and is done early: the peak of a DenseNet's step rose to 2.2 times.
-_INDUCTOR_SETTINGS = {"reorder_for_peak_memory": False}
-
 
 def xconv(
     module: fx.GraphModule,
@@ -71,7 +67,7 @@ def xconv(
         )
         return cast(Callable[..., Any], compiled)
     settings = {
-        **_INDUCTOR_SETTINGS,
+        **_torch.inductor_settings(),
         **_torch.mode_settings(mode),
         **parsed.inductor,
         **(config_patches or {}),

@@ -351,7 +351,8 @@ def test_stand_ins_are_made_in_the_order_in_which_they_depend(toy, net):
 %scalar_tensor: f32[] = aten.scalar_tensor.default(0.0, dtype=f32)  # recompute
 %where_1: f32[4,8] = aten.where.self(%_to_copy_3, %scalar_tensor, %mul_4)  # recompute
 %mul_1: f32[4,8] = aten.mul.Tensor(%tangents_1, %where_1)
-%mul_2: f32[4,8] = aten.mul.Tensor(%tangents_1, %_to_copy_2)
+%_to_copy_4: f32[4,8] = aten._to_copy.default(%_to_copy, dtype=f32)  # recompute
+%mul_2: f32[4,8] = aten.mul.Tensor(%tangents_1, %_to_copy_4)
 %where: f32[4,8] = aten.where.ScalarSelf(%_to_copy_3, 0.0, %tangents_2)
 return [%relu, %mul_1, %mul_2, %where]""",
     )
