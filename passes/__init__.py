@@ -8,7 +8,7 @@ Data flows one way::
 imports ``xconv_fx``.
 """
 
-from passes.budget import BudgetedPlan, plan_within, refine
+from passes.budget import BudgetedPlan, plan_within, plan_within_peak, refine
 from passes.decompose import decompose
 from passes.derive import Derivation
 from passes.estimate import CostTable, ValueCost, estimate_costs
@@ -48,6 +48,7 @@ __all__ = [
     "partition",
     "partition_exact",
     "plan_within",
+    "plan_within_peak",
     "predict_memory",
     "refine",
     "record_plan",

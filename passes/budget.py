@@ -6,6 +6,10 @@ the cut of :mod:`passes.plan`, 1 / lambda being the price of a byte: so lambda i
 fixed grid, from the exact plan down, for the largest that fits. What is left under the limit then
 buys finer codecs, those first that spare most noise a byte.
 
+A peak is dear to measure: it takes the graphs of a plan. It is the bytes that the plan keeps and
+what else is live at that moment, which differs little between neighbouring plans. So the search is
+by kept bytes, under a limit lowered by that difference, and only its results are measured.
+
 Comes in: a cost table, a limit and a way to measure a plan. Goes out: :class:`BudgetedPlan`. The
 same table and limit give the same plan.
 """
@@ -22,6 +26,10 @@ from passes.plan import Action, Decision, Plan, make_plan, with_derived_noise
 # Lambda = 10**(k / 4): each step changes the price of noise by 1.8, the rungs of the ladder differ
 # by more.
 _GRID = [10.0 ** (k / 4) for k in range(-28, 13)]
+
+# A peak this near under the limit, as a share of it, is near enough; what is measured at most.
+_SLACK_SHARE = 50
+_MAX_TRIALS = 6
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,8 @@ def plan_within(
     Args:
         costs: the table made by *estimate*.
         limit_nbytes: the limit.
-        measure: what a plan takes, in bytes: its kept bytes if None, else for instance the
-            predicted peak of its graphs. It should not fall when a plan keeps more.
+        measure: what a plan takes, in bytes, at little cost: its kept bytes if None. It should
+            not fall when a plan keeps more.
 
     Returns:
         The plan and what it takes.
@@ -81,6 +89,47 @@ def plan_within(
             high = middle
     filled = measured(refine(costs, best.plan, limit_nbytes - best.measured_nbytes))
     return filled if filled.fits else best
+
+
+def plan_within_peak(
+    costs: CostTable, limit_nbytes: int, measure: Callable[[Plan], int]
+) -> BudgetedPlan:
+    """Search the plan of least noise whose peak is within a limit, measuring few plans.
+
+    Args:
+        costs: the table made by *estimate*.
+        limit_nbytes: the limit.
+        measure: the predicted peak of a plan, in bytes; asked at most eight times.
+
+    Returns:
+        The plan and its peak: at most the limit and, where it can be, no further below than a
+        fiftieth of it.
+    """
+    exact = make_plan(costs, math.inf)
+    last = BudgetedPlan(exact, measure(exact), limit_nbytes)
+    if last.fits:
+        return last
+    best: BudgetedPlan | None = None
+    tried = {exact.decisions}
+    for _ in range(_MAX_TRIALS):
+        beside_nbytes = last.measured_nbytes - last.plan.kept_nbytes
+        plan = plan_within(costs, limit_nbytes - beside_nbytes).plan
+        if plan.decisions in tried:
+            break
+        tried.add(plan.decisions)
+        last = BudgetedPlan(plan, measure(plan), limit_nbytes)
+        if last.fits and (best is None or last.measured_nbytes > best.measured_nbytes):
+            best = last
+        if last.fits and limit_nbytes - last.measured_nbytes <= limit_nbytes // _SLACK_SHARE:
+            break
+    if best is not None:
+        return best
+    least = make_plan(costs, 0.0)
+    return (
+        last
+        if least.decisions == last.plan.decisions
+        else BudgetedPlan(least, measure(least), limit_nbytes)
+    )
 
 
 def refine(costs: CostTable, plan: Plan, spare_nbytes: int) -> Plan:

@@ -2,19 +2,22 @@
 
 Comes in: a forward or backward graph. Goes out: :class:`Program`, whose kernels allocate
 values, read others and need workspace. For an interpreter (``aot_eager``) every call is a
-kernel; what Inductor fuses is modelled in :mod:`passes.fusion`. Runs and generates nothing.
+kernel; what Inductor makes of a graph is read from Inductor itself, outside of ``passes``. Runs and
+generates nothing.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
-from passes.joint import tensor_nbytes, tensor_val
+from passes.joint import output_node, tensor_nbytes, tensor_val
 from passes.op_traits import is_view
+from passes.provenance import module_of
 from passes.workspace import Workspaces, workspace_nbytes
 
 # Views that their schema does not declare.
@@ -26,33 +29,37 @@ class Kernel:
     """One launch: it allocates its outputs while all it reads is still there.
 
     Attributes:
-        node: the call that names it.
+        name: of the call that it is, or the last of those that it was fused from.
+        module: path of the module that call belongs to.
         outputs: the values it allocates.
         reads: the values it reads, views resolved to what they view.
         workspace_nbytes: what it allocates and frees again while it runs.
-        in_place: whether an output may take the memory of a value read here for the last time.
+        reused: values read here for the last time whose memory an output takes.
     """
 
-    node: fx.Node
-    outputs: tuple[fx.Node, ...]
-    reads: tuple[fx.Node, ...]
+    name: str
+    module: str
+    outputs: tuple[str, ...]
+    reads: tuple[str, ...]
     workspace_nbytes: int = 0
-    in_place: bool = False
+    reused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Program:
-    """The kernels of one graph in the order of execution.
+    """The kernels of one graph in the order of execution, and the values they work on, by name.
 
     Attributes:
         kernels: the kernels.
-        base: for each node the value whose memory it lives in: itself, or what it views.
         nbytes: bytes of each value that owns memory; None where the size is unknown.
+        inputs: the value behind each input of the graph.
+        outputs: the value whose memory each output lives in; None for what is no tensor.
     """
 
     kernels: tuple[Kernel, ...]
-    base: dict[fx.Node, fx.Node]
-    nbytes: dict[fx.Node, int | None]
+    nbytes: Mapping[str, int | None]
+    inputs: tuple[str, ...]
+    outputs: tuple[str | None, ...]
 
 
 def interpret(graph: fx.Graph, *, workspaces: Workspaces | None = None) -> Program:
@@ -62,31 +69,36 @@ def interpret(graph: fx.Graph, *, workspaces: Workspaces | None = None) -> Progr
         graph: a lowered forward or backward.
         workspaces: what ops that are not torch's need while they run.
     """
-    base = base_values(graph)
-    nbytes = value_nbytes(base)
+    base = _base_values(graph)
     kernels = [
         Kernel(
-            node,
-            owned_outputs(node, base),
-            _bases_read(node, base),
+            node.name,
+            module_of(node),
+            _owned_outputs(node, base),
+            tuple(dict.fromkeys(base[n].name for n in node.all_input_nodes)),
             workspace_nbytes(node, others=workspaces),
         )
         for node in graph.nodes
         if node.op == "call_function" and node.target is not operator.getitem
     ]
-    return Program(tuple(kernels), base, nbytes)
+    return Program(
+        tuple(kernels),
+        _value_nbytes(base),
+        tuple(node.name for node in graph.find_nodes(op="placeholder")),
+        tuple(_value_of(output, base) for output in _outputs(graph)),
+    )
 
 
-def base_values(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+def _base_values(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     """Map each node to the value whose memory it lives in."""
     base: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        source = node.args[0] if node.args and is_alias(node) else None
+        source = node.args[0] if node.args and _is_alias(node) else None
         base[node] = base[source] if isinstance(source, fx.Node) else node
     return base
 
 
-def is_alias(node: fx.Node) -> bool:
+def _is_alias(node: fx.Node) -> bool:
     """Whether a node's result lives in the memory of its first argument."""
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
@@ -95,24 +107,31 @@ def is_alias(node: fx.Node) -> bool:
     return written or is_view(target) or str(target.overloadpacket) in _VIEWS
 
 
-def value_nbytes(base: dict[fx.Node, fx.Node]) -> dict[fx.Node, int | None]:
-    """Bytes of every value that owns memory; None where the size is unknown."""
-    sizes: dict[fx.Node, int | None] = {}
+def _value_nbytes(base: dict[fx.Node, fx.Node]) -> dict[str, int | None]:
+    sizes: dict[str, int | None] = {}
     for node, owner in base.items():
         val = tensor_val(node)
         if owner is node and val is not None:
-            sizes[node] = tensor_nbytes(val)
+            sizes[node.name] = tensor_nbytes(val)
     return sizes
 
 
-def owned_outputs(node: fx.Node, base: dict[fx.Node, fx.Node]) -> tuple[fx.Node, ...]:
+def _owned_outputs(node: fx.Node, base: dict[fx.Node, fx.Node]) -> tuple[str, ...]:
     """The values that a call allocates: its result, or the items taken of it."""
     if tensor_val(node) is not None:
-        return (node,) if base[node] is node else ()
+        return (node.name,) if base[node] is node else ()
     return tuple(
-        u for u in node.users if u.target is operator.getitem and tensor_val(u) is not None
+        u.name for u in node.users if u.target is operator.getitem and tensor_val(u) is not None
     )
 
 
-def _bases_read(node: fx.Node, base: dict[fx.Node, fx.Node]) -> tuple[fx.Node, ...]:
-    return tuple(dict.fromkeys(base[n] for n in node.all_input_nodes))
+def _outputs(graph: fx.Graph) -> Sequence[object]:
+    outputs = output_node(graph).args[0]
+    assert isinstance(outputs, (list, tuple)), "a partitioned graph returns a flat list"
+    return outputs
+
+
+def _value_of(output: object, base: dict[fx.Node, fx.Node]) -> str | None:
+    if not isinstance(output, fx.Node) or tensor_val(output) is None:
+        return None
+    return base[output].name

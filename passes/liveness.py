@@ -3,8 +3,8 @@
 Comes in: a lowered :class:`passes.partition.Partition`. Goes out: :class:`MemoryEstimate`, bytes
 above what is allocated before the step, as ``benchmarks.measure.step_memory`` counts them, with
 all gradients None before. A walk over both graphs: a value is allocated when its kernel runs and
-freed after the last kernel that reads it. Runs nothing, changes no graph; which calls are
-kernels is left to :mod:`passes.kernels` and :mod:`passes.fusion`.
+freed after the last kernel that reads it. Runs nothing, changes no graph; which kernels there are
+comes in as a :class:`passes.kernels.Program` of each.
 
 Who holds what (checked on torch 2.13, ``aot_eager`` and Inductor):
     - parameters, buffers and the batch are the caller's and count nothing; nor does an input
@@ -18,7 +18,7 @@ Who holds what (checked on torch 2.13, ``aot_eager`` and Inductor):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from torch import fx
@@ -27,16 +27,15 @@ from passes import _torch
 from passes.joint import is_tangent, output_node, tensor_val
 from passes.kernels import Kernel, Program
 from passes.partition import Partition
-from passes.provenance import module_of
 
 _NUM_LARGEST = 8
 
 
 @dataclass(frozen=True)
 class LiveValue:
-    """A value that is live at the peak: its node's name, and its bytes."""
+    """A value that is live at the peak: its name, and its bytes."""
 
-    node: str
+    name: str
     nbytes: int
 
 
@@ -46,14 +45,14 @@ class Peak:
 
     Attributes:
         phase: ``forward`` or ``backward``.
-        node: the call that runs.
+        kernel: the call that runs.
         module: path of the module it belongs to.
         workspace_nbytes: what the call itself needs beside its arguments and results.
         largest: the largest values live at it, largest first.
     """
 
     phase: str
-    node: str
+    kernel: str
     module: str
     workspace_nbytes: int
     largest: tuple[LiveValue, ...]
@@ -80,26 +79,22 @@ class MemoryEstimate:
     unknown: tuple[str, ...]
 
 
-def predict_memory(split: Partition, program_of: Callable[[fx.Graph], Program]) -> MemoryEstimate:
+def predict_memory(split: Partition, forward: Program, backward: Program) -> MemoryEstimate:
     """Predict the memory of a step.
 
     Args:
         split: the lowered forward and backward.
-        program_of: what the inner compiler makes of a graph: :func:`passes.kernels.interpret`
-            or :func:`passes.fusion.fuse`.
+        forward: what the inner compiler makes of the one.
+        backward: and of the other.
 
     Returns:
         The figures, in bytes.
     """
-    forward, backward = program_of(split.forward.graph), program_of(split.backward.graph)
-    outputs = output_node(split.forward.graph)
-    kept = [node for node in split.kept_nodes() if tensor_val(node) is not None]
-    kept_values = {forward.base[node] for node in kept if _owns(forward.base[node])}
-    held = {value for value in map(forward.base.get, _held_outputs(split)) if value is not None}
-    held = {value for value in held if _owns(value)}
-    after_forward = kept_values | held
-    returned = {forward.base[node] for node in outputs.all_input_nodes}
-    first = _walk(forward, (), returned)
+    kept = [forward.outputs[i] for i in _kept_positions(split)]
+    kept_values = {value for value in kept if _owns(forward, value)}
+    held = {forward.outputs[i] for i in visible_outputs(split)}
+    held = {value for value in held if _owns(forward, value)}
+    first = _walk(forward, (), set(forward.outputs))
 
     received, initial, stays = _receive(backward, split, kept, forward, held)
     elsewhere = _total(forward, held - kept_values)
@@ -107,7 +102,7 @@ def predict_memory(split: Partition, program_of: Callable[[fx.Graph], Program]) 
     phase, best = max(("forward", first), ("backward", second), key=lambda pair: pair[1].nbytes)
     return MemoryEstimate(
         kept_nbytes=_total(forward, kept_values),
-        live_after_forward_nbytes=_total(forward, after_forward),
+        live_after_forward_nbytes=_total(forward, kept_values | held),
         peak_nbytes=best.nbytes,
         peak=_describe(phase, best),
         unknown=tuple(dict.fromkeys([*_unknown(forward), *_unknown(received)])),
@@ -124,7 +119,7 @@ class _Walk:
 
 
 def _walk(
-    program: Program, initial: Iterable[fx.Node], stays: set[fx.Node], elsewhere: int = 0
+    program: Program, initial: Iterable[str], stays: set[str | None], elsewhere: int = 0
 ) -> _Walk:
     """Walk over the kernels.
 
@@ -132,11 +127,11 @@ def _walk(
         program: the kernels and the sizes.
         initial: values that are live before the first kernel.
         stays: values that are never freed.
-        elsewhere: bytes that are live all the time and have no node here.
+        elsewhere: bytes that are live all the time and have no name here.
     """
     born = dict.fromkeys(initial, -1)
     last = _last_kernels(program, stays)
-    dying: dict[int, list[fx.Node]] = {}
+    dying: dict[int, list[str]] = {}
     for value, index in last.items():
         dying.setdefault(index, []).append(value)
     live = elsewhere + _total(program, born)
@@ -145,44 +140,32 @@ def _walk(
         born.update((value, index) for value in kernel.outputs if value not in born)
         freed = [v for v in dying.get(index, ()) if v in born]
         live += _total(program, kernel.outputs)
-        taken = _taken_in_place(program, kernel, freed) if kernel.in_place else 0
+        taken = _total(program, [v for v in freed if v in kernel.reused])
         if live - taken + kernel.workspace_nbytes > peak:
             peak, at = live - taken + kernel.workspace_nbytes, index
         live -= _total(program, freed)
     values = [v for v, start in born.items() if start <= at <= last.get(v, at)]
-    sizes = [LiveValue(v.name, program.nbytes.get(v) or 0) for v in values]
+    sizes = [LiveValue(v, program.nbytes.get(v) or 0) for v in values]
     largest = sorted(sizes, key=lambda value: -value.nbytes)[:_NUM_LARGEST]
     return _Walk(peak, program.kernels[at] if at >= 0 else None, tuple(largest))
 
 
-def _last_kernels(program: Program, stays: set[fx.Node]) -> dict[fx.Node, int]:
+def _last_kernels(program: Program, stays: set[str | None]) -> dict[str, int]:
     """Index of the last kernel that touches each value that is freed."""
-    last: dict[fx.Node, int] = {}
+    last: dict[str, int] = {}
     for index, kernel in enumerate(program.kernels):
         for value in (*kernel.outputs, *kernel.reads):
             last[value] = index
     return {value: index for value, index in last.items() if value not in stays}
 
 
-def _taken_in_place(program: Program, kernel: Kernel, freed: Iterable[fx.Node]) -> int:
-    """Bytes of outputs that take the memory of a value of the same size that is read last here."""
-    sizes = [program.nbytes.get(v) or 0 for v in freed if v not in kernel.outputs]
-    taken = 0
-    for value in kernel.outputs:
-        nbytes = program.nbytes.get(value) or 0
-        if nbytes in sizes:
-            sizes.remove(nbytes)
-            taken += nbytes
-    return taken
-
-
 def _receive(
     backward: Program,
     split: Partition,
-    kept: list[fx.Node],
+    kept: list[str | None],
     forward: Program,
-    held: set[fx.Node],
-) -> tuple[Program, list[fx.Node], set[fx.Node]]:
+    held: set[str | None],
+) -> tuple[Program, list[str], set[str | None]]:
     """Tie the backward's inputs to the forward's values.
 
     Two kept values in one memory become one; inputs of the forward become free.
@@ -190,51 +173,66 @@ def _receive(
     Returns:
         The backward, its live inputs, and what is never freed.
     """
-    inputs = split.backward.graph.find_nodes(op="placeholder")
-    given = [n for n in inputs if not is_tangent(n) and tensor_val(n) is not None]
+    placeholders = split.backward.graph.find_nodes(op="placeholder")
+    named = list(zip(placeholders, backward.inputs, strict=True))
+    given = [name for n, name in named if not is_tangent(n) and tensor_val(n) is not None]
+    tangents = [name for n, name in named if is_tangent(n)]
     assert len(given) == len(kept), f"{len(kept)} tensors kept and {len(given)} received"
-    first: dict[fx.Node, fx.Node] = {}
-    rename, nbytes = dict[fx.Node, fx.Node](), dict(backward.nbytes)
-    for node, source in zip(given, kept, strict=True):
-        value = forward.base[source]
-        rename[node] = first.setdefault(value, node)
-        nbytes[node] = forward.nbytes.get(value) if _owns(value) else 0
-    tangents = [n for n in inputs if is_tangent(n)]
-    ends = [*output_node(split.backward.graph).all_input_nodes, *tangents]
-    stays = {rename.get(backward.base[node], backward.base[node]) for node in ends}
-    stays |= {node for value, node in first.items() if value in held}
+    first: dict[str | None, str] = {}
+    rename, nbytes = dict[str | None, str](), dict(backward.nbytes)
+    for name, value in zip(given, kept, strict=True):
+        rename[name] = first.setdefault(value, name)
+        nbytes[name] = forward.nbytes.get(value) if value and _owns(forward, value) else 0
+    stays = {rename.get(value, value) for value in (*backward.outputs, *tangents)}
+    stays |= {name for value, name in first.items() if value in held}
     kernels = tuple(
-        replace(k, reads=tuple(dict.fromkeys(rename.get(v, v) for v in k.reads)))
+        replace(
+            k,
+            reads=tuple(dict.fromkeys(rename.get(v, v) for v in k.reads)),
+            reused=tuple(rename.get(v, v) for v in k.reused),
+        )
         for k in backward.kernels
     )
     return replace(backward, kernels=kernels, nbytes=nbytes), [*first.values(), *tangents], stays
 
 
-def _held_outputs(split: Partition) -> list[fx.Node]:
-    """The forward's outputs that the caller may hold during the backward."""
-    output = output_node(split.forward.graph)
-    values = list(output.args[0])[: split.num_fwd_outputs]  # type: ignore[arg-type]
-    described = output.meta.get("desc")
+def _kept_positions(split: Partition) -> list[int]:
+    """Where among the forward's outputs the tensors kept for the backward are."""
+    outputs = _outputs(split.forward)
+    kept = range(split.num_fwd_outputs, len(outputs))
+    return [i for i in kept if tensor_val(outputs[i]) is not None]
+
+
+def visible_outputs(split: Partition) -> list[int]:
+    """Return where among the forward's outputs those are that the caller sees.
+
+    Left out are new values of mutated inputs.
+    """
+    described = output_node(split.forward.graph).meta.get("desc")
     told = list(described) if isinstance(described, (list, tuple)) else []
     mutated = {i for i, description in enumerate(told) if _torch.is_input_mutation(description)}
-    return [v for i, v in enumerate(values) if isinstance(v, fx.Node) and i not in mutated]
+    return [i for i in range(split.num_fwd_outputs) if i not in mutated]
 
 
-def _owns(value: fx.Node) -> bool:
-    """Whether a value of the forward is allocated by it."""
-    return value.op != "placeholder"
+def _outputs(module: fx.GraphModule) -> list[fx.Node]:
+    return list(output_node(module.graph).args[0])  # type: ignore[arg-type]
 
 
-def _total(program: Program, values: Iterable[fx.Node]) -> int:
-    return sum(program.nbytes.get(value) or 0 for value in values)
+def _owns(forward: Program, value: str | None) -> bool:
+    """Whether a value is allocated by the forward."""
+    return value is not None and value not in forward.inputs
+
+
+def _total(program: Program, values: Iterable[str | None]) -> int:
+    return sum(program.nbytes.get(value) or 0 for value in values if value is not None)
 
 
 def _unknown(program: Program) -> list[str]:
-    return [value.name for value, nbytes in program.nbytes.items() if nbytes is None]
+    return [value for value, nbytes in program.nbytes.items() if nbytes is None]
 
 
 def _describe(phase: str, walk: _Walk) -> Peak | None:
     if walk.kernel is None:
         return None
-    node = walk.kernel.node
-    return Peak(phase, node.name, module_of(node), walk.kernel.workspace_nbytes, walk.live)
+    kernel = walk.kernel
+    return Peak(phase, kernel.name, kernel.module, kernel.workspace_nbytes, walk.live)

@@ -21,8 +21,11 @@ aten = torch.ops.aten
 # Batch from which aten hands 1x1 convolutions to oneDNN even on one thread.
 _ONEDNN_BATCH = 16
 
-# For an op the function of a call of it, and of whether 4-D tensors are channels-last, to bytes.
-Workspaces = Mapping[Any, Callable[[fx.Node, bool], int]]
+# For an op the function of a call of it, and of its tensors as they are laid out, to bytes.
+Workspaces = Mapping[Any, Callable[[fx.Node, "Layouts"], int]]
+
+# Tensors that are laid out otherwise than ``meta["val"]`` says, for Inductor chose so.
+Layouts = Mapping[fx.Node, torch.Tensor]
 
 # Bytes of workspace an element of the result, for prims that run as a composite of eager ops:
 # eleven and six live tensors of int64 or float32 beside it.
@@ -33,30 +36,30 @@ _NBYTES_PER_ELEMENT = {
 
 
 def workspace_nbytes(
-    node: fx.Node, *, channels_last: bool = False, others: Workspaces | None = None
+    node: fx.Node, *, laid_out: Layouts | None = None, others: Workspaces | None = None
 ) -> int:
     """Return the bytes a call needs beside its arguments and its result.
 
     Args:
         node: a call.
+        laid_out: its tensors where their layouts are not those of the graph.
         others: what ops that are not torch's need.
-        channels_last: whether 4-D convolutions get all tensors channels-last, as Inductor lays
-            them out on the CPU; activations are then used as they are, weights are reordered.
     """
+    laid_out = laid_out or {}
     if others and node.target in others:
-        return others[node.target](node, channels_last)
+        return others[node.target](node, laid_out)
     val = node.meta.get("val")
     first = val[0] if isinstance(val, (tuple, list)) and val else val
     name = str(getattr(node.target, "overloadpacket", node.target))
     if name in _NBYTES_PER_ELEMENT and isinstance(first, torch.Tensor):
         return _NBYTES_PER_ELEMENT[name] * (tensor_nbytes(first) or 0) // first.dtype.itemsize
     if node.target is aten.convolution.default:
-        x, weight, _, stride, _, _, transposed, *_ = node.args
-        geometry = (ints(stride), bool(transposed))
-        return convolution_nbytes(_val(x), _val(weight), _val(node), *geometry, channels_last)
+        x, weight = (tensor_of(arg, laid_out) for arg in node.args[:2])
+        stride, transposed = ints(node.args[3]), bool(node.args[6])
+        return convolution_nbytes(x, weight, tensor_of(node, {}), stride, transposed)
     if node.target is aten.convolution_backward.default and not node.args[10][0]:  # type: ignore[index]
-        grad, x, weight = (_val(arg) for arg in node.args[:3])
-        return weight_gradient_nbytes(grad, x, weight, ints(node.args[4]), channels_last)
+        grad, x, weight = (tensor_of(arg, laid_out) for arg in node.args[:3])
+        return weight_gradient_nbytes(grad, x, weight, ints(node.args[4]))
     return 0
 
 
@@ -66,7 +69,6 @@ def convolution_nbytes(
     result: torch.Tensor,
     stride: Sequence[int],
     transposed: bool,
-    channels_last: bool,
 ) -> int:
     """Workspace of a convolution.
 
@@ -76,7 +78,6 @@ def convolution_nbytes(
         result: its result.
         stride: of the convolution.
         transposed: whether it is transposed.
-        channels_last: as for :func:`workspace_nbytes`.
 
     Returns:
         Bytes, 0 off the CPU.
@@ -85,8 +86,8 @@ def convolution_nbytes(
         return 0
     if _is_native(x, weight, stride):
         return _nbytes(result) if transposed else 0
-    if channels_last and x.dim() == 4:
-        return _nbytes(weight)
+    if _is_channels_last(x) or _is_channels_last(weight):
+        return _copied_nbytes(x, weight) + _nbytes(weight)
     # Transposed with a stride oneDNN holds the result in its own format and once more on the way
     # to the plain one.
     scattered = transposed and any(s != 1 for s in stride)
@@ -95,35 +96,38 @@ def convolution_nbytes(
 
 
 def weight_gradient_nbytes(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    stride: Sequence[int],
-    channels_last: bool,
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: Sequence[int]
 ) -> int:
     """Workspace of a convolution's weight gradient; arguments as in ``convolution_backward``."""
     if x.device.type != "cpu" or _is_native(x, weight, stride):
         return 0
-    if channels_last and x.dim() == 4:
-        return _weight_gradient_channels_last_nbytes(grad, x, weight)
+    if _is_channels_last(x) or _is_channels_last(weight):
+        return _copied_nbytes(grad, x) + 3 * _nbytes(weight)
     # In 3-D oneDNN's gradient has a scratchpad of three more weights beside its own format.
     weights = _nbytes(weight) * (4 if x.dim() == 5 else 1)
     return max(_reordered_nbytes(grad) + _reordered_nbytes(x), weights)
 
 
-def _weight_gradient_channels_last_nbytes(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
-) -> int:
-    """Inductor lays the arguments out by the strides of the weight's gradient (2.13)."""
-    if _is_contiguous(x):
-        # The batch: the gradient follows it, so its channels-last values are copied; then both
-        # are reordered.
-        return 2 * _nbytes(grad) + _nbytes(x)
-    if _torch.size_hint(weight.shape[1]) == 1:
-        # A depthwise weight has no strides to tell a layout by: Inductor takes one that aten
-        # makes contiguous first and oneDNN reorders then.
-        return 2 * (_nbytes(grad) + _nbytes(x))
-    return 3 * _nbytes(weight)
+def _is_channels_last(x: torch.Tensor) -> bool:
+    """Whether the memory of a 4-D tensor has channels innermost, and nothing else would do."""
+    sizes, strides = layout_hint(x)
+    if len(sizes) != 4 or _is_contiguous(x):
+        return False
+    order = sorted(range(4), key=lambda dim: (-(strides[dim] or 0), dim))
+    return order[-1] == 1 or sizes[1] == 1
+
+
+def tensor_of(argument: object, laid_out: Layouts) -> torch.Tensor:
+    """Return the tensor behind an argument of a convolution, laid out as it will be."""
+    given = laid_out.get(argument) if isinstance(argument, fx.Node) else None
+    val = given if given is not None else _argument_val(argument)
+    assert val is not None, f"a convolution got {argument} in place of a tensor"
+    return val
+
+
+def _copied_nbytes(*tensors: torch.Tensor) -> int:
+    """Bytes of the channels-last copies of those that are not channels-last."""
+    return sum(_nbytes(tensor) for tensor in tensors if not _is_channels_last(tensor))
 
 
 def ints(argument: object) -> tuple[int, ...]:
@@ -159,7 +163,5 @@ def _is_contiguous(x: torch.Tensor) -> bool:
     return True
 
 
-def _val(argument: object) -> torch.Tensor:
-    val = tensor_val(argument) if isinstance(argument, fx.Node) else None
-    assert val is not None, f"a convolution got {argument} in place of a tensor"
-    return val
+def _argument_val(argument: object) -> torch.Tensor | None:
+    return tensor_val(argument) if isinstance(argument, fx.Node) else None

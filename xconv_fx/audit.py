@@ -86,7 +86,6 @@ class Report:
         num_recomputed: values recomputed in the backward.
         notes: remarks about the graph as a whole.
         exact: why the graph was compiled exactly; None if it was not.
-        memory: predicted memory of a step of this graph; None where it could not be predicted.
         plan: the plan, to be saved or compared; None for a graph compiled exactly.
     """
 
@@ -99,8 +98,18 @@ class Report:
     exact: str | None
     _partition_exact: Callable[[], Partition] = field(repr=False, compare=False)
     _held_inputs: frozenset[str] = field(repr=False, compare=False, default=frozenset())
-    memory: MemoryEstimate | None = None
+    _predict_memory: Callable[[], MemoryEstimate | None] = field(
+        repr=False, compare=False, default=lambda: None
+    )
     plan: PlanRecord | None = field(repr=False, default=None)
+
+    @functools.cached_property
+    def memory(self) -> MemoryEstimate | None:
+        """Predicted memory of a step of this graph; None where it could not be predicted.
+
+        Lets Inductor schedule the graphs once more, on first use.
+        """
+        return self._predict_memory()
 
     @functools.cached_property
     def stock_nbytes(self) -> int:
@@ -191,7 +200,7 @@ def make_report(
     outcome: Outcome,
     rules: Rules,
     partition_exact: Callable[[], Partition],
-    memory: MemoryEstimate | None = None,
+    predict_memory: Callable[[], MemoryEstimate | None],
     *,
     remarks: Sequence[str] = (),
 ) -> Report:
@@ -201,7 +210,7 @@ def make_report(
         outcome: what the passes produced.
         rules: the rules they were given.
         partition_exact: makes torch's default partition of the same graph, for comparison.
-        memory: predicted memory of a step.
+        predict_memory: predicts the memory of a step.
         remarks: put in front of the notes.
     """
     joint = outcome.exposed
@@ -230,7 +239,7 @@ def make_report(
         num_recomputed=outcome.plan.counts().get(Action.RECOMPUTE.value, 0),
         notes=tuple(notes),
         exact=None,
-        memory=memory,
+        _predict_memory=predict_memory,
         _partition_exact=partition_exact,
         _held_inputs=joint.held_inputs(),
         plan=record_plan(joint, outcome.plan),
@@ -241,7 +250,7 @@ def make_exact_report(
     split: Partition,
     held_inputs: frozenset[str],
     reason: str,
-    memory: MemoryEstimate | None = None,
+    predict_memory: Callable[[], MemoryEstimate | None],
 ) -> Report:
     """Describe a graph that was compiled exactly, and why."""
     return Report(
@@ -252,7 +261,7 @@ def make_exact_report(
         num_recomputed=0,
         notes=(),
         exact=reason,
-        memory=memory,
+        _predict_memory=predict_memory,
         _partition_exact=lambda: split,
         _held_inputs=held_inputs,
     )
@@ -378,7 +387,7 @@ def _memory_line(memory: MemoryEstimate) -> str:
         f"peak {_mib(memory.peak_nbytes)}"
     )
     if memory.peak is not None:
-        line += f" in the {memory.peak.phase} at {memory.peak.node} ({memory.peak.module})"
+        line += f" in the {memory.peak.phase} at {memory.peak.kernel} ({memory.peak.module})"
     if memory.unknown:
         line += f"; without {len(memory.unknown)} values of unknown size"
     return line

@@ -60,18 +60,19 @@ def xconv(
     """
     parsed = parse_options(options)
     inner = _inner_compiler(parsed, example_inputs)
-    partition_function = _PartitionFunction(parsed, inner, _rank(), resolve_plans(parsed.plan))
-    if inner == "aot_eager":
-        compiled = _torch.compile_with_aot_eager(
-            module, example_inputs, partition_function, tracing_decompositions()
-        )
-        return cast(Callable[..., Any], compiled)
     settings = {
         **_torch.inductor_settings(),
         **_torch.mode_settings(mode),
         **parsed.inductor,
         **(config_patches or {}),
     }
+    plans = resolve_plans(parsed.plan)
+    partition_function = _PartitionFunction(parsed, inner, settings, _rank(), plans)
+    if inner == "aot_eager":
+        compiled = _torch.compile_with_aot_eager(
+            module, example_inputs, partition_function, tracing_decompositions()
+        )
+        return cast(Callable[..., Any], compiled)
     compiled = _torch.compile_with_inductor(
         module,
         example_inputs,
@@ -97,6 +98,7 @@ class _PartitionFunction:
 
     options: Options
     inner: str
+    settings: Mapping[str, Any]
     rank: int
     plans: Plans | None = None
 
@@ -125,9 +127,7 @@ class _PartitionFunction:
             log.warning("compiling this graph exactly: %s: %s", type(error).__name__, error)
             log.debug("the passes failed", exc_info=True)
             split = partition_exact()
-            report = audit.make_exact_report(
-                split, joint.held_inputs(), f"{type(error).__name__}: {error}"
-            )
+            report = self._exact_report(split, joint, f"{type(error).__name__}: {error}")
         _announce(report)
         return split.forward, split.backward
 
@@ -140,10 +140,7 @@ class _PartitionFunction:
     ) -> tuple[Partition, audit.Report]:
         if not has_convolution(joint.graph):
             split = partition_exact()
-            memory = self._describe_memory(split, channels_last=False)
-            return split, audit.make_exact_report(
-                split, joint.held_inputs(), "no convolution in this graph", memory
-            )
+            return split, self._exact_report(split, joint, "no convolution in this graph")
         channels_last = self.inner == "inductor" and _torch.inductor_prefers_channels_last(
             joint.module
         )
@@ -154,7 +151,7 @@ class _PartitionFunction:
             self.options.noise_price,
             strict=self.options.strict,
             stock_nbytes=lambda: audit.kept_nbytes(partition_exact(), joint.held_inputs()),
-            peak_nbytes=lambda outcome: self._peak_nbytes(outcome, channels_last),
+            peak_nbytes=lambda outcome: self._predict_memory(outcome.split).peak_nbytes,
         )
         outcome = passes.run(
             joint,
@@ -165,22 +162,25 @@ class _PartitionFunction:
             find_record=None if self.plans is None else self.plans.find,
             **kwargs,
         )
-        memory = self._describe_memory(outcome.split, channels_last=channels_last)
+        predict = functools.partial(self._describe_memory, outcome.split)
         remarks = unmatched_patterns(self.options.exact_patterns, outcome.exposed.graph)
-        report = audit.make_report(outcome, rules, partition_exact, memory, remarks=remarks)
+        report = audit.make_report(outcome, rules, partition_exact, predict, remarks=remarks)
         return outcome.split, report
 
-    def _describe_memory(self, split: Partition, *, channels_last: bool) -> MemoryEstimate | None:
+    def _exact_report(self, split: Partition, joint: JointGraph, reason: str) -> audit.Report:
+        predict = functools.partial(self._describe_memory, split)
+        return audit.make_exact_report(split, joint.held_inputs(), reason, predict)
+
+    def _describe_memory(self, split: Partition) -> MemoryEstimate | None:
         """Predict for the report alone: a failure must not make the graph exact."""
         try:
-            return predict_step_memory(split, self.inner, channels_last=channels_last)
+            return self._predict_memory(split)
         except Exception:  # noqa: BLE001  the graph is fine, only its description failed
             log.warning("the memory of this graph could not be predicted", exc_info=True)
             return None
 
-    def _peak_nbytes(self, outcome: passes.Outcome, channels_last: bool) -> int:
-        predicted = predict_step_memory(outcome.split, self.inner, channels_last=channels_last)
-        return predicted.peak_nbytes
+    def _predict_memory(self, split: Partition) -> MemoryEstimate:
+        return predict_step_memory(split, self.inner, self.settings)
 
 
 def _announce(report: audit.Report) -> None:

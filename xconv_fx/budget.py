@@ -15,7 +15,16 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
-from passes import BudgetedPlan, CostTable, JointGraph, Outcome, Plan, at_price, plan_within
+from passes import (
+    BudgetedPlan,
+    CostTable,
+    JointGraph,
+    Outcome,
+    Plan,
+    at_price,
+    plan_within,
+    plan_within_peak,
+)
 from passes.joint import tensor_nbytes, tensor_val
 from passes.pipeline import Planner
 from passes.provenance import module_of
@@ -56,7 +65,9 @@ def make_planner(
         else:
             _refuse_dynamic(joint)
             resident = _resident_nbytes(joint)
-            found = plan_within(costs, budget, lambda plan: resident + peak_nbytes(carry_out(plan)))
+            found = plan_within_peak(
+                costs, budget, lambda plan: resident + peak_nbytes(carry_out(plan))
+            )
             asked = f"a predicted peak of {budget} bytes"
         if not found.fits:
             text = _unreachable(asked, found, joint)

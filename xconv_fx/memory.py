@@ -2,46 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import fx
 
-from passes.fusion import fuse
-from passes.joint import tensor_nbytes
 from passes.kernels import interpret
-from passes.liveness import MemoryEstimate, predict_memory
+from passes.liveness import MemoryEstimate, predict_memory, visible_outputs
 from passes.partition import Partition
-from passes.workspace import Workspaces, convolution_nbytes, ints
+from passes.workspace import (
+    Layouts,
+    Workspaces,
+    convolution_nbytes,
+    ints,
+    tensor_of,
+    workspace_nbytes,
+)
 from xconv_fx import ops  # noqa: F401  registers the ops named below
+from xconv_fx._schedule import read_schedule
 
 
-def predict_step_memory(split: Partition, inner: str, *, channels_last: bool) -> MemoryEstimate:
+def predict_step_memory(
+    split: Partition, inner: str, settings: Mapping[str, Any]
+) -> MemoryEstimate:
     """Predict the memory of a training step of one graph.
 
     Args:
         split: the graphs that go to the inner compiler.
-        inner: ``inductor`` or ``aot_eager``.
-        channels_last: whether Inductor lays convolutions out channels-last.
+        inner: ``inductor``, which schedules both graphs for it, or ``aot_eager``.
+        settings: of Inductor.
 
     Returns:
         Bytes above what is allocated before the step.
     """
-    if inner == "inductor":
-        return predict_memory(
-            split,
-            partial(fuse, channels_last=channels_last, workspaces=WORKSPACES),
+    if inner != "inductor":
+        forward, backward = (
+            interpret(module.graph, workspaces=WORKSPACES)
+            for module in (split.forward, split.backward)
         )
-    return predict_memory(split, partial(interpret, workspaces=WORKSPACES))
+        return predict_memory(split, forward, backward)
+    workspace_of = partial(workspace_nbytes, others=WORKSPACES)
+    read = partial(read_schedule, settings=settings, workspace_of=workspace_of)
+    return predict_memory(
+        split,
+        read(split.forward, is_backward=False, visible_outputs=visible_outputs(split)),
+        read(split.backward, is_backward=True, visible_outputs=()),
+    )
 
 
-def _input_gradient_nbytes(node: fx.Node, channels_last: bool) -> int:
-    grad, weight = (n.meta["val"] for n in node.all_input_nodes[:2])
+def _input_gradient_nbytes(node: fx.Node, laid_out: Layouts) -> int:
+    grad, weight = (tensor_of(n, laid_out) for n in node.all_input_nodes[:2])
     stride, transposed = ints(node.args[3]), not node.args[6]
-    nbytes = convolution_nbytes(grad, weight, node.meta["val"], stride, transposed, channels_last)
-    # Inductor's layout of the weight is not the one that the transposed convolution takes.
-    copied = channels_last and grad.dim() == 4
-    return nbytes + ((tensor_nbytes(weight) or 0) if copied else 0)
+    return convolution_nbytes(grad, weight, node.meta["val"], stride, transposed)
 
 
 WORKSPACES: Workspaces = {torch.ops.xconv.conv_input_grad.default: _input_gradient_nbytes}

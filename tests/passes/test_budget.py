@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from passes.budget import plan_within, refine
+from passes.budget import plan_within, plan_within_peak, refine
 from passes.estimate import CodecCost, CostTable, ValueCost
 from passes.plan import Action, make_plan
 
@@ -103,6 +103,47 @@ def test_the_measure_is_asked_once_a_plan_and_decides():
     assert found.fits
     assert found.measured_nbytes == found.plan.kept_nbytes + 10_000
     assert len(asked) == len(set(asked))
+
+
+def peak_of(asked):
+    """A peak: what is kept, and transients that are larger where codecs are coarser."""
+
+    def measure(plan):
+        asked.append(plan.decisions)
+        sketched = sum(d.action is Action.SKETCH for d in plan.decisions)
+        return plan.kept_nbytes + 10_000 + 100 * sketched
+
+    return measure
+
+
+@pytest.mark.parametrize("limit", [10_950, 11_400, 12_000, 13_000, 13_999, 14_000])
+def test_a_peak_is_met_with_few_measurements(limit):
+    asked = []
+    found = plan_within_peak(TABLE, limit, peak_of(asked))
+    assert found.fits
+    assert found.measured_nbytes == peak_of([])(found.plan)
+    assert len(asked) == len(set(asked)) <= 8
+    # No plan by a smaller price of noise fits, but for what one upgrade of a value takes.
+    every = [make_plan(TABLE, 10.0 ** (k / 4)) for k in range(-28, 13)]
+    fitting = [weighted_noise(p) for p in every if peak_of([])(p) <= limit]
+    assert weighted_noise(found.plan) <= min(fitting, default=float("inf"))
+
+
+def test_a_peak_out_of_reach_returns_the_least():
+    asked = []
+    found = plan_within_peak(TABLE, 10_899, peak_of(asked))
+    assert not found.fits
+    assert found.measured_nbytes == 10_900
+    assert found.plan.kept_nbytes == 500
+    assert len(asked) <= 8
+
+
+def test_a_smaller_limit_never_gives_a_larger_peak():
+    peaks = [
+        plan_within_peak(TABLE, limit, peak_of([])).measured_nbytes
+        for limit in range(10_900, 14_001, 50)
+    ]
+    assert peaks == sorted(peaks)
 
 
 def test_spare_bytes_go_where_they_spare_most_noise():

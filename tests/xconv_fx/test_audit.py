@@ -146,7 +146,9 @@ class TestRows:
     def test_the_predicted_memory_is_a_line_of_the_totals(self):
         peak = Peak("backward", "mm_1", "head", 0, ())
         memory = MemoryEstimate(2**20, 2**20, 3 * 2**20, peak, ("u",))
-        report = audit.Report((), (), 0, 0, 0, (), None, lambda: None, memory=memory)
+        report = audit.Report(
+            (), (), 0, 0, 0, (), None, lambda: None, _predict_memory=lambda: memory
+        )
         report.__dict__["stock_nbytes"] = 0
         assert report.predicted_peak_nbytes == 3 * 2**20
         assert report.summary()[2] == (
@@ -249,7 +251,9 @@ class TestReasons:
         joint = passes.JointGraph(fx.GraphModule({}, graph), 1, (0,))
         rules = passes.Rules(linear={target: (passes.LinearUse(1),)}, audited=frozenset({target}))
         outcome = passes.run(joint, rules, passes.at_price(0.0), None)
-        report = audit.make_report(outcome, rules, functools.partial(passes.partition_exact, joint))
+        report = audit.make_report(
+            outcome, rules, functools.partial(passes.partition_exact, joint), lambda: None
+        )
         (row,) = report.exact_convolutions
         assert row.reason == "its input depends on the gradient itself"
         assert (report.num_sketched_convolutions, row.module, row.source) == (

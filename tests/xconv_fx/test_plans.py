@@ -170,7 +170,7 @@ class TestReplay:
 
     def test_the_cache_key_tells_plans_apart(self, path):
         def identity(plans):
-            return _PartitionFunction(Options(plan=str(path)), "inductor", 0, plans).identity
+            return _PartitionFunction(Options(plan=str(path)), "inductor", {}, 0, plans).identity
 
         plans = load_plans(path)
         other = dataclasses.replace(plans, records=())
