@@ -8,6 +8,7 @@ functions keep them: this file only traces and splices.
 from __future__ import annotations
 
 import operator
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -210,7 +211,11 @@ def _signature(function: Callable[..., Any], leaves: list[Any], spec: pytree.Tre
             described.append((type(leaf), repr(leaf) if isinstance(leaf, float) else leaf))
     rank = {node: i for i, node in enumerate(_in_graph_order(leaves))}
     order = tuple(rank[leaf] for leaf in leaves if isinstance(leaf, fx.Node))
-    return function, tuple(described), order, str(spec)
+    # Methods of equal objects (a codec a site) are equal only if the objects are the same one.
+    called: Any = function
+    if isinstance(function, types.MethodType):
+        called = (function.__func__, function.__self__)
+    return called, tuple(described), order, str(spec)
 
 
 @dataclass(frozen=True)
