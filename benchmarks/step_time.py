@@ -97,7 +97,7 @@ def step_ratio(label: str, num_rounds: int) -> StepRatio:
         trained = copy.deepcopy(model)
         steps[backend] = _training_step(torch.compile(trained, backend=compiler), trained, inputs)
         start = time.perf_counter()
-        with _empty_cache():
+        with empty_cache():
             steps[backend]()
         compile_s[backend] = time.perf_counter() - start
     times = step_times(steps, baseline="inductor", num_rounds=num_rounds)
@@ -105,7 +105,7 @@ def step_ratio(label: str, num_rounds: int) -> StepRatio:
 
 
 @contextlib.contextmanager
-def _empty_cache() -> Iterator[None]:
+def empty_cache() -> Iterator[None]:
     """Compile without what earlier runs left behind."""
     name = "TORCHINDUCTOR_CACHE_DIR"
     before = os.environ.get(name)

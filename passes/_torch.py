@@ -18,6 +18,7 @@ from torch._functorch.compile_utils import fx_graph_cse  # 2.13
 from torch._functorch.partitioners import cleanup_recompute_tags  # 2.13
 from torch._guards import TracingContext, tracing  # 2.13
 from torch._subclasses.fake_tensor import FakeTensorMode  # 2.13
+from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module  # 2.13
 from torch.utils.checkpoint import CheckpointPolicy
 
 MUST_SAVE = CheckpointPolicy.MUST_SAVE
@@ -37,6 +38,15 @@ def mark_checkpoint_boundaries(module: fx.GraphModule) -> None:
 def asks_to_save(node: fx.Node) -> bool:
     """Whether the user's checkpoint policy asks for this value to be kept (2.11 to 2.13)."""
     return node.meta.get("recompute") == MUST_SAVE
+
+
+def make_graph_module(root: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
+    """Return a module that writes its Python code when it is first called (2.11 to 2.13).
+
+    Most graphs between passes are never called, and their code takes longer than the passes.
+    """
+    with _use_lazy_graph_module(True):
+        return _make_graph_module(root, graph)
 
 
 def merge_common_subexpressions(graph: fx.Graph) -> fx.Graph:

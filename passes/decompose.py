@@ -8,6 +8,7 @@ functions keep them: this file only traces and splices.
 from __future__ import annotations
 
 import operator
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,7 +40,11 @@ _PROVENANCE = (
 
 
 def decompose(
-    module: fx.GraphModule, table: DecompositionTable, inner_table: DecompositionTable
+    module: fx.GraphModule,
+    table: DecompositionTable,
+    inner_table: DecompositionTable,
+    *,
+    traces: Traces | None = None,
 ) -> fx.GraphModule:
     """Return a copy of ``module`` in which each call of an op in ``table`` is taken apart.
 
@@ -49,18 +54,36 @@ def decompose(
             A function may return NotImplemented to leave that call as it is.
         inner_table: decompositions for the ops that those functions are made of: what the
             inner compiler expects to be taken apart.
+        traces: those of earlier calls on graphs of the same fake mode, to be used again.
 
     Returns:
         The new graph module, linted. Nodes inherit the provenance of the call they replace.
     """
     result = copy_module(module)
-    inserter = Inserter(inner_table)
+    inserter = Inserter(inner_table, traces or Traces())
     for node in list(result.graph.nodes):
         if node.op == "call_function" and node.target in table:
             _replace_call(node, table[node.target], inserter)
     result.graph.lint()
     result.recompile()
     return result
+
+
+@dataclass(frozen=True)
+class Traces:
+    """Traces made so far on the values of one fake mode, apart by table of decompositions."""
+
+    _by_table: list[tuple[DecompositionTable, dict[Any, _Trace | None]]] = field(
+        default_factory=list
+    )
+
+    def under(self, table: DecompositionTable) -> dict[Any, _Trace | None]:
+        """Return the traces made under a table, to be added to."""
+        for known, traces in self._by_table:
+            if known is table or known == table:
+                return traces
+        self._by_table.append((table, {}))
+        return self._by_table[-1][1]
 
 
 @dataclass(frozen=True)
@@ -72,10 +95,11 @@ class Inserter:
 
     Attributes:
         inner_table: decompositions to apply while tracing.
+        traces: where traces are looked for, and put.
     """
 
     inner_table: DecompositionTable = field(default_factory=dict)
-    _traces: dict[Any, _Trace | None] = field(default_factory=dict)
+    traces: Traces = field(default_factory=Traces)
 
     def insert(
         self,
@@ -101,13 +125,14 @@ class Inserter:
         leaves, spec = pytree.tree_flatten(list(args))
         nodes = _in_graph_order(leaves)
         key = _signature(function, leaves, spec)
-        if key is not None and key in self._traces:
-            trace = self._traces[key]
+        known = self.traces.under(self.inner_table)
+        if key is not None and key in known:
+            trace = known[key]
         else:
             mode = _torch.fake_mode_of(before.graph)
             trace = _trace(function, leaves, spec, mode, dict(self.inner_table))
             if key is not None:
-                self._traces[key] = trace
+                known[key] = trace
         return NotImplemented if trace is None else _splice(trace, nodes, before, provenance)
 
 
@@ -166,7 +191,7 @@ def _splice(trace: _Trace, nodes: list[fx.Node], before: fx.Node, provenance: fx
                 mapping[inner] = _copy_constant(trace.module, inner, graph)
             elif inner.op == "call_function":
                 mapping[inner] = graph.node_copy(inner, lambda n: mapping[n])
-                _set_provenance(mapping[inner], provenance)
+                set_provenance(mapping[inner], provenance)
     return pytree.tree_unflatten(results, trace.out_spec)
 
 
@@ -186,7 +211,11 @@ def _signature(function: Callable[..., Any], leaves: list[Any], spec: pytree.Tre
             described.append((type(leaf), repr(leaf) if isinstance(leaf, float) else leaf))
     rank = {node: i for i, node in enumerate(_in_graph_order(leaves))}
     order = tuple(rank[leaf] for leaf in leaves if isinstance(leaf, fx.Node))
-    return function, tuple(described), order, str(spec)
+    # Methods of equal objects (a codec a site) are equal only if the objects are the same one.
+    called: Any = function
+    if isinstance(function, types.MethodType):
+        called = (function.__func__, function.__self__)
+    return called, tuple(described), order, str(spec)
 
 
 @dataclass(frozen=True)
@@ -234,7 +263,8 @@ def _copy_constant(traced: fx.GraphModule, inner: fx.Node, graph: fx.Graph) -> f
     return constant
 
 
-def _set_provenance(node: fx.Node, source: fx.Node) -> None:
+def set_provenance(node: fx.Node, source: fx.Node) -> None:
+    """Give a node the source location and the modules of another, in place."""
     for name in _PROVENANCE:
         node.meta.pop(name, None)
         if name in source.meta:

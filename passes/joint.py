@@ -115,7 +115,7 @@ def copy_module(module: fx.GraphModule) -> fx.GraphModule:
         mapping[node] = graph.node_copy(node, lambda n: mapping[n])
         mapping[node].name = node.name
     graph._codegen = copy.copy(module.graph._codegen)
-    return fx.GraphModule(module, graph)
+    return _torch.make_graph_module(module, graph)
 
 
 def tensor_val(node: fx.Node) -> torch.Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from passes.decompose import DecompositionTable, Inserter, decompose
+from passes.decompose import DecompositionTable, Inserter, Traces, decompose
 from passes.joint import output_node
 from passes.partition import Partition
 from passes.verify import verify_absent
@@ -17,26 +17,29 @@ def lower(
     inner_table: DecompositionTable,
     *,
     channels_last: bool = False,
+    traces: Traces | None = None,
 ) -> Partition:
     """Return both graphs with the calls in ``table`` taken apart.
 
     Nothing decomposes after partitioning, so this is the last chance for an op to become
     something the inner compiler can fuse; ``inner_table`` takes apart what the table's
-    functions are made of. With ``channels_last`` see :func:`_copy_convolution_inputs`.
+    functions are made of. With ``channels_last`` see :func:`_copy_convolution_inputs`; for
+    ``traces`` see :func:`passes.decompose.decompose`.
 
     Raises:
         passes.verify.VerifierError: if a call of the table is left.
     """
-    forward = decompose(split.forward, table, inner_table)
+    traces = traces or Traces()
+    forward = decompose(split.forward, table, inner_table, traces=traces)
     if channels_last:
-        _copy_convolution_inputs(forward)
-    backward = decompose(split.backward, table, inner_table)
+        _copy_convolution_inputs(forward, Inserter(traces=traces))
+    backward = decompose(split.backward, table, inner_table, traces=traces)
     for module in (forward, backward):
         verify_absent(module.graph, table.keys(), "lower")
     return Partition(forward, backward, split.num_fwd_outputs)
 
 
-def _copy_convolution_inputs(forward: fx.GraphModule) -> None:
+def _copy_convolution_inputs(forward: fx.GraphModule, inserter: Inserter) -> None:
     """Give a convolution a copy of a graph input that is kept, in the layout it wants.
 
     Inductor (2.13) lays a kept input of a convolution out channels-last in place: the copy is
@@ -51,7 +54,7 @@ def _copy_convolution_inputs(forward: fx.GraphModule) -> None:
     ):
         for value in node.args[:2]:
             if value in kept and value.meta["val"].dim() == 4:
-                copied = Inserter().insert(_to_channels_last, [value], node, provenance=node)
+                copied = inserter.insert(_to_channels_last, [value], node, provenance=node)
                 node.replace_input_with(value, copied)
     forward.graph.lint()
     forward.recompile()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from passes import _torch
+from passes.decompose import Traces
 from passes.estimate import CostTable, estimate_costs
 from passes.expose import expose
 from passes.joint import JointGraph
@@ -75,10 +76,14 @@ def run(
         rules = replace(rules, codecs=record.codecs(), path_codecs=record.codecs())
     costs = estimate_costs(exposed, rules, recomputed, saved)
     tried: dict[tuple[Decision, ...], Outcome] = {}
+    traces = Traces()
 
     def carry_out(plan: Plan) -> Outcome:
         if plan.decisions not in tried:
-            split = _split(exposed, plan, rules, joint_inputs, seed_offset, partitioner_kwargs)
+            planned = _sketched(exposed, plan, rules, seed_offset, traces)
+            split = partition(planned, joint_inputs, **partitioner_kwargs)
+            verify_partition(planned, split)
+            split = _lowered(split, rules, traces)
             tried[plan.decisions] = Outcome(exposed, costs, plan, split)
         return tried[plan.decisions]
 
@@ -92,15 +97,9 @@ def at_price(noise_price: float) -> Planner:
     return lambda _joint, costs, _carry_out: make_plan(costs, noise_price)
 
 
-def _split(
-    exposed: JointGraph,
-    plan: Plan,
-    rules: Rules,
-    joint_inputs: Any,
-    seed_offset: int,
-    partitioner_kwargs: dict[str, Any],
-) -> Partition:
-    """Carry a plan out: sketch, partition and lower."""
+def _sketched(
+    exposed: JointGraph, plan: Plan, rules: Rules, seed_offset: int, traces: Traces
+) -> JointGraph:
     planned = apply_plan(
         exposed,
         plan,
@@ -108,9 +107,18 @@ def _split(
         seed_offset=seed_offset,
         channels_last=rules.channels_last,
         primitives=rules.primitives,
+        traces=traces,
     )
     verify_joint(exposed, planned, "sketch")
     verify_planned(planned, "sketch")
-    split = partition(planned, joint_inputs, **partitioner_kwargs)
-    verify_partition(planned, split)
-    return lower(split, rules.lowerings, rules.primitives, channels_last=rules.channels_last)
+    return planned
+
+
+def _lowered(split: Partition, rules: Rules, traces: Traces) -> Partition:
+    return lower(
+        split,
+        rules.lowerings,
+        rules.primitives,
+        channels_last=rules.channels_last,
+        traces=traces,
+    )

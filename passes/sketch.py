@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from passes import _torch
-from passes.decompose import DecompositionTable, Inserter
+from passes.decompose import DecompositionTable, Inserter, Traces, set_provenance
 from passes.derive import Derivation
 from passes.joint import JointGraph, is_tangent, output_node, tensor_val
 from passes.op_traits import recompute_ban
@@ -40,6 +40,7 @@ def apply_plan(
     seed_offset: int = 0,
     channels_last: bool = False,
     primitives: DecompositionTable | None = None,
+    traces: Traces | None = None,
 ) -> JointGraph:
     """Return a copy of the joint graph in which the plan's decisions are carried out.
 
@@ -55,6 +56,7 @@ def apply_plan(
         channels_last: see :class:`passes.rules.Rules`.
         primitives: decompositions of what codecs and derivations are made of, see
             :class:`passes.rules.Rules`. The draw of the seeds is none of it: it stays one call.
+        traces: see :func:`passes.decompose.decompose`.
 
     Returns:
         The new joint graph. Its kept values carry ``meta["recompute"] = MUST_SAVE``.
@@ -66,8 +68,9 @@ def apply_plan(
     by_name = {node.name: node for node in result.graph.nodes}
     decisions = {by_name[d.node]: d for d in plan.decisions}
     draw = _SeedDraw(expand_seeds, seed_offset % _SEED_RANGE)
-    seeds = _insert_seeds(result, decisions, draw, Inserter())
-    inserter = Inserter(primitives or {})
+    traces = traces or Traces()
+    seeds = _insert_seeds(result, decisions, draw, Inserter(traces=traces))
+    inserter = Inserter(primitives or {}, traces)
     rewriter = _Rewriter(
         by_name=by_name,
         decisions=decisions,
@@ -88,17 +91,20 @@ def apply_plan(
 
 @dataclass(frozen=True)
 class _SeedDraw:
-    """Draws the seeds of a graph, one row a site."""
+    """Draws the seeds of a graph; returns them, and the row of each site."""
 
     expand: Callable[[torch.Tensor], torch.Tensor] | None
     offset: int
 
-    def __call__(self, like: torch.Tensor, count: int, device: torch.device) -> torch.Tensor:
+    def __call__(
+        self, like: torch.Tensor, count: int, device: torch.device
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         del like  # only brings the fake mode in
         seeds = aten.randint.low(0, _SEED_RANGE, [count], dtype=torch.int64, device=device)
         if self.offset:
             seeds = (seeds + self.offset) & (_SEED_RANGE - 1)
-        return seeds if self.expand is None else self.expand(seeds)
+        drawn = seeds if self.expand is None else self.expand(seeds)
+        return drawn, [torch.select(drawn, 0, i) for i in range(count)]
 
 
 @dataclass(frozen=True)
@@ -142,12 +148,14 @@ def _insert_seeds(
     for device, sites in by_device.items():
         if not sites:
             continue
-        drawn = inserter.insert(draw, [sites[0], len(sites), device], first, provenance=sites[0])
+        arguments = [sites[0], len(sites), device]
+        drawn, rows = inserter.insert(draw, arguments, first, provenance=sites[0])
         _tag_kept(drawn)
-        for i, site in enumerate(sites):
-            seeds[site] = inserter.insert(torch.select, [drawn, 0, i], first, provenance=site)
+        for site, row in zip(sites, rows, strict=True):
+            set_provenance(row, site)
             # One value is to be kept, the seeds; a cut through a lone select weighs as much.
-            seeds[site].meta["recompute"] = _torch.MUST_RECOMPUTE
+            row.meta["recompute"] = _torch.MUST_RECOMPUTE
+            seeds[site] = row
     return seeds
 
 

@@ -1,12 +1,13 @@
 """Calls replaced by graphs: text in, text out."""
 
+import dataclasses
 import operator
 
 import pytest
 import torch
 from expecttest import assert_expected_inline
 
-from passes.decompose import Inserter, decompose
+from passes.decompose import Inserter, Traces, decompose
 
 aten = torch.ops.aten
 
@@ -304,6 +305,47 @@ def test_insert_returns_the_structure_of_the_function(toy):
     )
     assert [made["sum"].target, made["scaled"][0].target] == [aten.add.Tensor, aten.mul.Tensor]
     assert [n.name for n in joint.graph.nodes] == ["primals_1", "sin", "add", "mul", "output"]
+
+
+def test_a_trace_is_used_again_in_a_later_graph_but_not_under_another_table(toy):
+    b = toy.Builder()
+    x = b.input("primals_1", 2)
+    module = b.joint([b.call(aten.sin.default, x)], []).module
+    traced = []
+
+    def twice(x):
+        traced.append(x.shape)
+        return x.sigmoid() * 2
+
+    table, traces = {aten.sin.default: twice}, Traces()
+    first = decompose(module, table, {}, traces=traces)
+    again = decompose(module, table, {}, traces=traces)
+    assert len(traced) == 1
+    assert toy.text(again.graph) == toy.text(first.graph)
+    apart = decompose(module, table, {aten.sigmoid.default: torch.tanh}, traces=traces)
+    assert len(traced) == 2
+    assert [n.target for n in apart.graph.nodes][1] == aten.tanh.default
+
+
+def test_methods_of_equal_objects_share_a_trace(toy):
+    traced = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Scale:
+        factor: int
+
+        def apply(self, x):
+            traced.append(self.factor)
+            return x * self.factor
+
+    b = toy.Builder()
+    x = b.input("primals_1", 2)
+    joint = b.joint([b.call(aten.sin.default, x)], [])
+    inserter = Inserter()
+    for factor in (2, 2, 3):
+        output = joint.graph.find_nodes(op="output")[0]
+        inserter.insert(Scale(factor).apply, [x], output, provenance=x)
+    assert traced == [2, 3]
 
 
 def test_a_remembered_trace_is_not_used_for_arguments_in_another_order(toy):

@@ -50,6 +50,12 @@ def test_order_of_edges_does_not_matter():
     assert {min_cut(list(p)) for p in itertools.permutations(edges)} == {(3, frozenset())}
 
 
+def test_what_infinite_edges_tie_to_the_ends_is_on_their_side_of_the_cut():
+    edges = [Edge(SOURCE, 0, None), Edge(0, 1, None), Edge(1, 2, 5), Edge(2, 3, None)]
+    edges += [Edge(3, SINK, None), Edge(3, 0, 7), Edge(2, 4, None), Edge(SOURCE, 3, 2)]
+    assert min_cut(edges) == (7, frozenset({2, 3}))
+
+
 def test_contradiction_names_the_path():
     with pytest.raises(UnboundedCutError, match=r"\[-1, 0, -2\]"):
         min_cut([Edge(SOURCE, 0, None), Edge(0, SINK, None)])
