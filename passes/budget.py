@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from passes.estimate import CodecCost, CostTable
+from passes.estimate import CodecCost, CostTable, ValueCost
 from passes.plan import Action, Decision, Plan, make_plan, with_derived_noise
 
 # Lambda = 10**(k / 4): each step changes the price of noise by 1.8, the rungs of the ladder differ
@@ -94,17 +94,16 @@ def refine(costs: CostTable, plan: Plan, spare_nbytes: int) -> Plan:
     Returns:
         A plan that differs in the codecs of sketched values only.
     """
-    codecs = {value.node: value.codecs for value in costs.values}
-    nbytes = {value.node: value.nbytes for value in costs.values}
+    values = {value.node: value for value in costs.values}
     decisions = {decision.node: decision for decision in plan.decisions}
     while True:
         upgrades = [
-            (_gain(decision, codec, nbytes[name]), -i, name, codec)
+            (gain, -i, name, codec)
             for i, (name, decision) in enumerate(decisions.items())
             if decision.action is Action.SKETCH
-            for codec in codecs[name]
-            if codec.noise < decision.noise
-            and 0 < codec.nbytes - decision.kept_nbytes <= spare_nbytes
+            for codec in values[name].codecs
+            if 0 < codec.nbytes - decision.kept_nbytes <= spare_nbytes
+            and (gain := _gain(decision, codec, values[name])) > 0
         ]
         if not upgrades:
             break
@@ -116,7 +115,8 @@ def refine(costs: CostTable, plan: Plan, spare_nbytes: int) -> Plan:
     return replace(plan, decisions=with_derived_noise(decisions.values()))
 
 
-def _gain(decision: Decision, codec: CodecCost, value_nbytes: int) -> float:
+def _gain(decision: Decision, codec: CodecCost, value: ValueCost) -> float:
     """Noise spared a byte, weighted as in the price of a sketch."""
-    spared = (decision.noise - codec.noise) * codec.sensitivity * value_nbytes
+    used = next(cost for cost in value.codecs if cost.codec == decision.codec)
+    spared = (used.harm - codec.harm) * value.nbytes
     return spared / (codec.nbytes - decision.kept_nbytes)

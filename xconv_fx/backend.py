@@ -22,11 +22,13 @@ import passes
 from passes import JointGraph, MemoryEstimate, Partition
 from xconv_fx import _torch, audit
 from xconv_fx.budget import make_planner
+from xconv_fx.calibration import Calibration, resolve_calibration
 from xconv_fx.errors import BudgetError
 from xconv_fx.memory import predict_step_memory
 from xconv_fx.memory_size import parse_budget
 from xconv_fx.options import Options, parse_options
 from xconv_fx.plans import Plans, resolve_plans
+from xconv_fx.record_files import package_version
 from xconv_fx.rules import exact_decompositions, make_rules, tracing_decompositions
 from xconv_fx.rules.regions import unmatched_patterns
 
@@ -56,11 +58,18 @@ def xconv(
     Raises:
         xconv_fx.errors.OptionError: for an unknown option or a bad value.
         xconv_fx.errors.PlanFileError: if ``options["plan"]`` names a file that cannot be read.
+        xconv_fx.errors.CalibrationFileError: the same for ``options["calibration"]``.
         passes.PlanMismatchError: if a recorded plan does not fit the graph.
     """
     parsed = parse_options(options)
-    inner = _inner_compiler(parsed, example_inputs)
-    partition_function = _PartitionFunction(parsed, inner, _rank(), resolve_plans(parsed.plan))
+    inner = inner_compiler(parsed, example_inputs)
+    partition_function = _PartitionFunction(
+        parsed,
+        inner,
+        _rank(),
+        resolve_plans(parsed.plan),
+        resolve_calibration(parsed.calibration),
+    )
     if inner == "aot_eager":
         compiled = _torch.compile_with_aot_eager(
             module, example_inputs, partition_function, tracing_decompositions()
@@ -99,12 +108,17 @@ class _PartitionFunction:
     inner: str
     rank: int
     plans: Plans | None = None
+    calibration: Calibration | None = None
 
     @property
     def identity(self) -> str:
         """A text that changes with everything that changes the result."""
         plans = "" if self.plans is None else f"plans={self.plans.digest} "
-        return f"xconv {_version()} {self.options} rank={self.rank} {plans}{_source_hash()}"
+        measured = "" if self.calibration is None else f"measured={self.calibration.digest} "
+        return (
+            f"xconv {package_version()} {self.options} rank={self.rank} {plans}{measured}"
+            f"{_source_hash()}"
+        )
 
     def __call__(
         self,
@@ -116,15 +130,15 @@ class _PartitionFunction:
         **kwargs: Any,
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         joint = JointGraph(module, num_fwd_outputs, tuple(static_lifetime_input_indices or ()))
-        partition_exact = functools.partial(_partition_exact, joint.copy(), kwargs)
+        exactly = functools.partial(partition_exact, joint.copy(), kwargs)
         try:
-            split, report = self._sketched(joint, joint_inputs, kwargs, partition_exact)
+            split, report = self._sketched(joint, joint_inputs, kwargs, exactly)
         except (BudgetError, passes.PlanMismatchError):
             raise
         except Exception as error:  # noqa: BLE001  training must not break because of us
             log.warning("compiling this graph exactly: %s: %s", type(error).__name__, error)
             log.debug("the passes failed", exc_info=True)
-            split = partition_exact()
+            split = exactly()
             report = audit.make_exact_report(
                 split, joint.held_inputs(), f"{type(error).__name__}: {error}"
             )
@@ -136,24 +150,22 @@ class _PartitionFunction:
         joint: JointGraph,
         joint_inputs: Sequence[Any],
         kwargs: dict[str, Any],
-        partition_exact: Callable[[], Partition],
+        exactly: Callable[[], Partition],
     ) -> tuple[Partition, audit.Report]:
         if not has_convolution(joint.graph):
-            split = partition_exact()
+            split = exactly()
             memory = self._describe_memory(split, channels_last=False)
             return split, audit.make_exact_report(
                 split, joint.held_inputs(), "no convolution in this graph", memory
             )
-        channels_last = self.inner == "inductor" and _torch.inductor_prefers_channels_last(
-            joint.module
-        )
-        rules = make_rules(self.options, channels_last=channels_last)
-        given = self.options.memory_budget
+        rules = rules_for(self.options, self.inner, joint)
+        channels_last = rules.channels_last
+        given, calibration = self.options.memory_budget, self.calibration
         planner = make_planner(
             None if given is None else parse_budget(given),
             self.options.noise_price,
             strict=self.options.strict,
-            stock_nbytes=lambda: audit.kept_nbytes(partition_exact(), joint.held_inputs()),
+            stock_nbytes=lambda: audit.kept_nbytes(exactly(), joint.held_inputs()),
             peak_nbytes=lambda outcome: self._peak_nbytes(outcome, channels_last),
         )
         outcome = passes.run(
@@ -163,11 +175,14 @@ class _PartitionFunction:
             joint_inputs,
             seed_offset=self.rank * _RANK_STRIDE,
             find_record=None if self.plans is None else self.plans.find,
+            adjust_costs=None if calibration is None else calibration.adjust,
             **kwargs,
         )
         memory = self._describe_memory(outcome.split, channels_last=channels_last)
         remarks = unmatched_patterns(self.options.exact_patterns, outcome.exposed.graph)
-        report = audit.make_report(outcome, rules, partition_exact, memory, remarks=remarks)
+        if calibration is not None:
+            remarks = [*calibration.remarks(outcome.exposed, outcome.costs), *remarks]
+        report = audit.make_report(outcome, rules, exactly, memory, remarks=remarks)
         return outcome.split, report
 
     def _describe_memory(self, split: Partition, *, channels_last: bool) -> MemoryEstimate | None:
@@ -198,7 +213,13 @@ def has_convolution(graph: fx.Graph) -> bool:
     return any(node.target in targets for node in graph.nodes)
 
 
-def _partition_exact(joint: JointGraph, kwargs: dict[str, Any]) -> Partition:
+def rules_for(options: Options, inner: str, joint: JointGraph) -> passes.Rules:
+    """Return the rules for a graph: they depend on how the inner compiler will lay it out."""
+    prefers = inner == "inductor" and _torch.inductor_prefers_channels_last(joint.module)
+    return make_rules(options, channels_last=prefers)
+
+
+def partition_exact(joint: JointGraph, kwargs: dict[str, Any]) -> Partition:
     """Partition as torch would: its own decompositions for the ops we asked to have whole."""
     module = passes.decompose(
         joint.module, exact_decompositions(), _torch.inductor_decompositions()
@@ -210,7 +231,7 @@ def _partition_exact(joint: JointGraph, kwargs: dict[str, Any]) -> Partition:
 _RANK_STRIDE = 0x1E3779B97F4A7C15
 
 
-def _inner_compiler(options: Options, example_inputs: Sequence[Any]) -> str:
+def inner_compiler(options: Options, example_inputs: Sequence[Any]) -> str:
     """Return the inner compiler, ``aot_eager`` where Inductor cannot work."""
     tensors = [x for x in example_inputs if isinstance(x, torch.Tensor)]
     on_cpu = all(x.device.type == "cpu" for x in tensors)
@@ -234,12 +255,6 @@ def _rank() -> int:
     distributed = torch.distributed
     ready = distributed.is_available() and distributed.is_initialized()
     return distributed.get_rank() if ready else 0
-
-
-def _version() -> str:
-    from xconv_fx import __version__
-
-    return __version__
 
 
 @functools.cache

@@ -31,6 +31,7 @@ def test_defaults_need_no_thought():
         "memory_budget": None,
         "strict": True,
         "plan": None,
+        "calibration": None,
         "inductor": {},
     }
     assert parse_options(None) == parse_options({}) == Options()
