@@ -161,7 +161,7 @@ class _Bench:
             module=module_of(node),
             nbytes=value.nbytes,
             is_read=bool(value.linear_users),
-            on_path=any(self.paths[user] for user in users),
+            on_path=any(self.paths.get(user, False) for user in users),
             zeros=zeros,
             range_to_rms=range_to_rms,
             kurtosis=kurtosis,
@@ -253,7 +253,12 @@ def _measure_gradients(
         energy = energies[node]
         deviation = energy if deviations is None else deviations[node]
         vanishes = energy <= _VANISHING**2 * overall * numels[node] or deviation <= 0.0
-        weight = 1.0 / deviation if primal.name in static else request.boundary_weight / energy
+        if vanishes:
+            weight = 0.0
+        elif primal.name in static:
+            weight = 1.0 / deviation
+        else:
+            weight = request.boundary_weight / energy
         module = module_of(next(iter(primal.users), node))
         found.append(GradientMeasurement(i, module, energy, deviation, 0.0 if vanishes else weight))
     return found, num_groups

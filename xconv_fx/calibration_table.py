@@ -14,7 +14,7 @@ from rich.table import Table
 
 from passes.measured import CodecMeasurement, GraphMeasurement, ValueMeasurement, common_scale
 
-_WIDTH = 160
+_WIDTH = 180
 _CAPTION = (
     "Sensitivity: measured / modelled. Of each codec: its noise, measured over modelled. Noise in: "
     "one gradient of a parameter (weight), or those of the modules upstream too."
@@ -62,7 +62,7 @@ def _value_table(graph: GraphMeasurement, scale: float) -> Table:
         table.add_column(heading, justify="right")
     names = list(dict.fromkeys(m.codec.name for value in read for m in value.codecs))
     for name in names:
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(name.replace("[", "\n["), justify="right", no_wrap=True)
     for value in read:
         ratios = {m.codec.name: _ratio(m.noise, m.modelled_noise) for m in value.codecs}
         table.add_row(

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import pytest
@@ -116,3 +117,17 @@ def test_spare_bytes_go_where_they_spare_most_noise():
 
 def test_the_same_table_gives_the_same_plan():
     assert plan_within(TABLE, 1234) == plan_within(TABLE, 1234)
+
+
+def test_spare_bytes_go_by_harm_where_sensitivities_differ_by_codec():
+    one, other = value("a"), value("b")
+    # The finer codec of b errs in ways that count: nothing is spared by it.
+    sensitivities = (500.0, 10.0, 1.0)
+    codecs = tuple(
+        dataclasses.replace(c, sensitivity=s)
+        for c, s in zip(other.codecs, sensitivities, strict=True)
+    )
+    table = CostTable((one, dataclasses.replace(other, codecs=codecs)))
+    plan = make_plan(table, 0.0)
+    refined = refine(table, plan, 1000)
+    assert [d.kept_nbytes for d in refined.decisions] == [500, 125]
