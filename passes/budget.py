@@ -22,6 +22,11 @@ from passes.plan import Action, Decision, Plan, make_plan, with_derived_noise
 # Lambda = 10**(k / 4): each step changes the price of noise by 1.8, the rungs of the ladder differ
 # by more.
 _GRID = [10.0 ** (k / 4) for k in range(-28, 13)]
+# Between two of them the price is halved so often: filling by finer codecs alone leaves two
+# sketches where the cut, a little further on, would have one that serves both.
+_BISECTIONS = 6
+# A share of the limit that is not worth another cut.
+_NEGLIGIBLE = 0.005
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,26 @@ def plan_within(
             best, low = tried, middle + 1
         else:
             high = middle
+    if 0 < low < len(_GRID):
+        best = _bisect(best, _GRID[low - 1], _GRID[low], lambda p: measured(make_plan(costs, p)))
     filled = measured(refine(costs, best.plan, limit_nbytes - best.measured_nbytes))
     return filled if filled.fits else best
+
+
+def _bisect(
+    best: BudgetedPlan, low: float, high: float, plan_at: Callable[[float], BudgetedPlan]
+) -> BudgetedPlan:
+    """Search between a price that fits and one that does not, until little is left to spend."""
+    for _ in range(_BISECTIONS):
+        if best.limit_nbytes - best.measured_nbytes <= best.limit_nbytes * _NEGLIGIBLE:
+            break
+        middle = math.sqrt(low * high)
+        tried = plan_at(middle)
+        if tried.fits:
+            best, low = tried, middle
+        else:
+            high = middle
+    return best
 
 
 def refine(costs: CostTable, plan: Plan, spare_nbytes: int) -> Plan:

@@ -3,9 +3,9 @@ import itertools
 
 import pytest
 
-from passes.budget import plan_within, refine
+from passes.budget import BudgetedPlan, _bisect, plan_within, refine
 from passes.estimate import CodecCost, CostTable, ValueCost
-from passes.plan import Action, make_plan
+from passes.plan import Action, Plan, make_plan
 
 
 class Named:
@@ -131,3 +131,20 @@ def test_spare_bytes_go_by_harm_where_sensitivities_differ_by_codec():
     plan = make_plan(table, 0.0)
     refined = refine(table, plan, 1000)
     assert [d.kept_nbytes for d in refined.decisions] == [500, 125]
+
+
+def test_between_two_prices_of_the_grid_the_search_goes_on():
+    """A plan that keeps 1,000 bytes a unit of price, of which 1.43 may be spent."""
+    asked = []
+
+    def plan_at(price):
+        asked.append(price)
+        return BudgetedPlan(Plan((), price), int(1000 * price), 1430)
+
+    found = _bisect(plan_at(1.0), 1.0, 2.0, plan_at)
+    # Within half a percent of the limit it stops: 2**(1/2) = 1.414 is not, 2**(33/64) = 1.4296 is.
+    assert found.plan.noise_price == pytest.approx(2 ** (33 / 64))
+    assert found.fits
+    assert len(asked) == 1 + 6
+    full = BudgetedPlan(Plan((), 1.0), 1000, 1000)
+    assert _bisect(full, 1.0, 2.0, plan_at) is full
