@@ -82,6 +82,87 @@ def gradients_of(
     return dict(zip(parameters, gradients, strict=True))
 
 
+@dataclass(frozen=True)
+class TrainedStep:
+    """A trained net, and exact gradients at its weights.
+
+    Attributes:
+        net: which it is.
+        model: in training mode.
+        batch: the batch whose step is looked at.
+        exact: its gradients.
+        of_batches: gradients of independent batches.
+    """
+
+    net: BenchmarkNet
+    model: nn.Module
+    batch: LabelledBatch
+    exact: Gradients
+    of_batches: list[Gradients]
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """By name."""
+        return dict(self.model.named_parameters())
+
+
+def prepare_step(
+    net: BenchmarkNet, data: TextureData, *, num_steps: int, num_samples: int
+) -> TrainedStep:
+    """Train a net and compute exact gradients.
+
+    Args:
+        net: the network.
+        data: photographs.
+        num_steps: training steps before the step that is looked at.
+        num_samples: batches for the mini-batch noise; at least 2.
+    """
+    generator = torch.Generator().manual_seed(0)
+    model = build_net(net, seed=0)
+    train(net, model, data, num_steps, generator)
+    parameters = dict(model.named_parameters())
+    batch = draw_batch(net, data, generator)
+    exact = gradients_of(model, parameters, batch)
+    of_batches = [
+        gradients_of(model, parameters, draw_batch(net, data, generator))
+        for _ in range(num_samples)
+    ]
+    return TrainedStep(net, model, batch, exact, of_batches)
+
+
+def measure_step(step: TrainedStep, *, num_samples: int, options: Mapping[str, Any]) -> NetNoise:
+    """Measure the noise of a compiled step.
+
+    Args:
+        step: from :func:`prepare_step`.
+        num_samples: compiled steps; at least 2.
+        options: of the backend.
+
+    Returns:
+        Noise of every parameter.
+
+    Raises:
+        RuntimeError: the backend compiled a graph exactly; the text has its reason.
+    """
+    torch.compiler.reset()
+    compiled = torch.compile(step.model, backend=xconv, options=dict(options))
+    # The seeds of the sketches come from torch's global generator, on from here.
+    torch.manual_seed(1)
+    estimates = [gradients_of(compiled, step.parameters, step.batch) for _ in range(num_samples)]
+    reports = xconv_fx.all_reports()
+    reasons = [report.exact for report in reports if report.exact is not None]
+    if reasons:
+        raise RuntimeError(
+            f"{step.net.name}: expected sketches in every graph, but one was compiled exactly: "
+            f"{reasons[0]}; gradient_noise would call that no noise"
+        )
+    kinds = parameter_kinds(step.model)
+    compared, vanishing = compare(step.exact, estimates, step.of_batches, kinds)
+    kept = sum(report.kept_nbytes for report in reports)
+    stock = sum(report.stock_nbytes for report in reports)
+    return NetNoise(step.net.name, compared, vanishing, kept / stock)
+
+
 def measure_net(
     net: BenchmarkNet,
     data: TextureData,
@@ -103,34 +184,10 @@ def measure_net(
         Noise of every parameter.
 
     Raises:
-        RuntimeError: the backend compiled a graph exactly; the text has its reason.
+        RuntimeError: as :func:`measure_step`.
     """
-    generator = torch.Generator().manual_seed(0)
-    model = build_net(net, seed=0)
-    train(net, model, data, num_steps, generator)
-    parameters = dict(model.named_parameters())
-    batch = draw_batch(net, data, generator)
-    exact = gradients_of(model, parameters, batch)
-    of_batches = [
-        gradients_of(model, parameters, draw_batch(net, data, generator))
-        for _ in range(num_samples)
-    ]
-    torch.compiler.reset()
-    compiled = torch.compile(model, backend=xconv, options=dict(options))
-    # The seeds of the sketches come from torch's global generator, on from here.
-    torch.manual_seed(1)
-    estimates = [gradients_of(compiled, parameters, batch) for _ in range(num_samples)]
-    reports = xconv_fx.all_reports()
-    reasons = [report.exact for report in reports if report.exact is not None]
-    if reasons:
-        raise RuntimeError(
-            f"{net.name}: expected sketches in every graph, but one was compiled exactly: "
-            f"{reasons[0]}; gradient_noise would call that no noise"
-        )
-    compared, vanishing = compare(exact, estimates, of_batches, parameter_kinds(model))
-    kept = sum(report.kept_nbytes for report in reports)
-    stock = sum(report.stock_nbytes for report in reports)
-    return NetNoise(net.name, compared, vanishing, kept / stock)
+    step = prepare_step(net, data, num_steps=num_steps, num_samples=num_samples)
+    return measure_step(step, num_samples=num_samples, options=options)
 
 
 def results_table(result: NetNoise) -> Table:

@@ -20,12 +20,17 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from passes.estimate import CodecCost, CostTable
+from passes.estimate import CodecCost, CostTable, ValueCost
 from passes.plan import Action, Decision, Plan, make_plan, with_derived_noise
 
 # Lambda = 10**(k / 4): each step changes the price of noise by 1.8, the rungs of the ladder differ
 # by more.
 _GRID = [10.0 ** (k / 4) for k in range(-28, 13)]
+# Between two of them the price is halved so often: filling by finer codecs alone leaves two
+# sketches where the cut, a little further on, would have one that serves both.
+_BISECTIONS = 6
+# A share of the limit that is not worth another cut.
+_NEGLIGIBLE = 0.005
 
 # A peak this near under the limit, as a share of it, is near enough; what is measured at most.
 _SLACK_SHARE = 50
@@ -87,8 +92,26 @@ def plan_within(
             best, low = tried, middle + 1
         else:
             high = middle
+    if 0 < low < len(_GRID):
+        best = _bisect(best, _GRID[low - 1], _GRID[low], lambda p: measured(make_plan(costs, p)))
     filled = measured(refine(costs, best.plan, limit_nbytes - best.measured_nbytes))
     return filled if filled.fits else best
+
+
+def _bisect(
+    best: BudgetedPlan, low: float, high: float, plan_at: Callable[[float], BudgetedPlan]
+) -> BudgetedPlan:
+    """Search between a price that fits and one that does not, until little is left to spend."""
+    for _ in range(_BISECTIONS):
+        if best.limit_nbytes - best.measured_nbytes <= best.limit_nbytes * _NEGLIGIBLE:
+            break
+        middle = math.sqrt(low * high)
+        tried = plan_at(middle)
+        if tried.fits:
+            best, low = tried, middle
+        else:
+            high = middle
+    return best
 
 
 def plan_within_peak(
@@ -143,17 +166,16 @@ def refine(costs: CostTable, plan: Plan, spare_nbytes: int) -> Plan:
     Returns:
         A plan that differs in the codecs of sketched values only.
     """
-    codecs = {value.node: value.codecs for value in costs.values}
-    nbytes = {value.node: value.nbytes for value in costs.values}
+    values = {value.node: value for value in costs.values}
     decisions = {decision.node: decision for decision in plan.decisions}
     while True:
         upgrades = [
-            (_gain(decision, codec, nbytes[name]), -i, name, codec)
+            (gain, -i, name, codec)
             for i, (name, decision) in enumerate(decisions.items())
             if decision.action is Action.SKETCH
-            for codec in codecs[name]
-            if codec.noise < decision.noise
-            and 0 < codec.nbytes - decision.kept_nbytes <= spare_nbytes
+            for codec in values[name].codecs
+            if 0 < codec.nbytes - decision.kept_nbytes <= spare_nbytes
+            and (gain := _gain(decision, codec, values[name])) > 0
         ]
         if not upgrades:
             break
@@ -165,7 +187,8 @@ def refine(costs: CostTable, plan: Plan, spare_nbytes: int) -> Plan:
     return replace(plan, decisions=with_derived_noise(decisions.values()))
 
 
-def _gain(decision: Decision, codec: CodecCost, value_nbytes: int) -> float:
+def _gain(decision: Decision, codec: CodecCost, value: ValueCost) -> float:
     """Noise spared a byte, weighted as in the price of a sketch."""
-    spared = (decision.noise - codec.noise) * codec.sensitivity * value_nbytes
+    used = next(cost for cost in value.codecs if cost.codec == decision.codec)
+    spared = (used.harm - codec.harm) * value.nbytes
     return spared / (codec.nbytes - decision.kept_nbytes)

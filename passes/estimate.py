@@ -32,15 +32,21 @@ class CodecCost:
     Attributes:
         codec: the codec.
         nbytes: bytes of the sketch.
-        noise: modelled relative squared error of the decoded value.
-        sensitivity: summed over the linear uses, and raised where a weight gradient sums over few
-            positions.
+        noise: relative squared error of the decoded value, modelled or measured.
+        sensitivity: how much a unit of it counts; modelled, it is summed over the linear uses,
+            and raised where a weight gradient sums over few positions; measured, see
+            :mod:`passes.measured`.
     """
 
     codec: Codec
     nbytes: int
     noise: float
     sensitivity: float
+
+    @property
+    def harm(self) -> float:
+        """Noise as it counts: what the price of noise is per byte of the value."""
+        return self.noise * self.sensitivity
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,22 @@ class CostTable:
     """The costs of every forward value, in graph order."""
 
     values: tuple[ValueCost, ...]
+
+    def priced(self) -> dict[str, ValueCost]:
+        """The values whose noise a plan weighs, by name, in graph order.
+
+        Left out are values whose exact one is needed anyway, or is made of parameters and the
+        batch alone, and those whose codec the user chose.
+        """
+        at_hand: set[str] = set()
+        found = {}
+        for value in self.values:
+            made_of_nothing = value.recompute_cost is not None and at_hand.issuperset(value.inputs)
+            if made_of_nothing or (value.is_input and not value.nbytes):
+                at_hand.add(value.node)
+            elif not value.raw_users and any(codec.sensitivity for codec in value.codecs):
+                found[value.node] = value
+        return found
 
 
 def estimate_costs(

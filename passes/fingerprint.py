@@ -49,6 +49,30 @@ def first_difference(expected: Sequence[str], got: Sequence[str]) -> int | None:
     return None if len(expected) == len(got) else min(len(expected), len(got))
 
 
+def describe_closest(candidates: Sequence[Sequence[str]], lines: Sequence[str]) -> str:
+    """Say which of some graphs is closest to one, and where they first differ.
+
+    Args:
+        candidates: the lines of one graph or more.
+        lines: of the graph that was not among them.
+    """
+    closest = max(candidates, key=lambda c: first_difference(c, lines) or 0)
+    at = first_difference(closest, lines) or 0
+    return (
+        f"the closest of {len(candidates)} is {fingerprint(closest)} ({len(closest)} lines). First "
+        f"difference at node {at}: expected {_at(closest, at)!r}, got {_at(lines, at)!r}"
+    )
+
+
+def without_numbers(lines: Sequence[str]) -> tuple[str, ...]:
+    """Return a graph's lines with sizes and other numbers left out, references to nodes kept."""
+    return tuple(re.sub(r"(?<![%\w.])\d+(?:\.\d+)?", "#", line) for line in lines)
+
+
+def _at(lines: Sequence[str], i: int) -> str:
+    return lines[i] if i < len(lines) else "the end of the graph"
+
+
 def _line(node: fx.Node, position: dict[fx.Node, int], is_static: bool) -> str:
     arguments = [_argument(arg, position) for arg in node.args]
     arguments += [

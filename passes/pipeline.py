@@ -49,6 +49,7 @@ def run(
     *,
     seed_offset: int = 0,
     find_record: Callable[[JointGraph], PlanRecord] | None = None,
+    adjust_costs: Callable[[JointGraph, CostTable], CostTable] | None = None,
     **partitioner_kwargs: Any,
 ) -> Outcome:
     """Take a joint graph through all passes.
@@ -61,20 +62,20 @@ def run(
         seed_offset: added to every drawn seed (a rank's share of the seed space).
         find_record: returns the recorded plan of an exposed graph, to be carried out in place
             of planning; the planner and the codecs of ``rules`` then play no part.
+        adjust_costs: puts measured costs in place of modelled ones before the planner sees them.
         partitioner_kwargs: passed through to torch's partitioner.
 
     Raises:
         passes.plan_record.PlanMismatchError: if there is no record, or it does not fit.
         passes.verify.VerifierError: if a pass broke one of its promises.
     """
-    exposed = expose(joint, rules.exposures, rules.primitives)
-    verify_joint(joint, exposed, "expose")
-    recomputed = [n.name for n in exposed.graph.nodes if _torch.asks_to_recompute(n)]
-    saved = [n.name for n in exposed.graph.nodes if _torch.asks_to_save(n)]
+    exposed = expose_verified(joint, rules)
     record = None if find_record is None else find_record(exposed)
     if record is not None:
         rules = replace(rules, codecs=record.codecs(), path_codecs=record.codecs())
-    costs = estimate_costs(exposed, rules, recomputed, saved)
+    costs = estimate(exposed, rules)
+    if adjust_costs is not None:
+        costs = adjust_costs(exposed, costs)
     tried: dict[tuple[Decision, ...], Outcome] = {}
     traces = Traces()
 
@@ -90,6 +91,33 @@ def run(
     if record is not None:
         return carry_out(replay_plan(record, exposed, costs))
     return carry_out(planner(exposed, costs, carry_out))
+
+
+def expose_verified(joint: JointGraph, rules: Rules) -> JointGraph:
+    """Return the exposed graph, which the costs and the plan speak of.
+
+    Args:
+        joint: what AOTAutograd hands to a partitioner; left untouched.
+        rules: with the exposures.
+
+    Raises:
+        passes.verify.VerifierError: if exposing broke one of its promises.
+    """
+    exposed = expose(joint, rules.exposures, rules.primitives)
+    verify_joint(joint, exposed, "expose")
+    return exposed
+
+
+def estimate(exposed: JointGraph, rules: Rules) -> CostTable:
+    """Price an exposed graph, with what the user's checkpoint regions ask of it.
+
+    Args:
+        exposed: from :func:`expose_verified`.
+        rules: linear uses and codecs.
+    """
+    recomputed = [n.name for n in exposed.graph.nodes if _torch.asks_to_recompute(n)]
+    saved = [n.name for n in exposed.graph.nodes if _torch.asks_to_save(n)]
+    return estimate_costs(exposed, rules, recomputed, saved)
 
 
 def at_price(noise_price: float) -> Planner:

@@ -142,7 +142,7 @@ def with_derived_noise(decisions: Iterable[Decision]) -> tuple[Decision, ...]:
 
 def sketch_price(cost: CodecCost, value_nbytes: int, noise_price: float) -> int:
     """Bytes of the sketch plus the price of its noise, rounded to a whole byte."""
-    return cost.nbytes + round(noise_price * cost.noise * cost.sensitivity * value_nbytes)
+    return cost.nbytes + round(noise_price * cost.harm * value_nbytes)
 
 
 def _cheapest(value: ValueCost, noise_price: float) -> CodecCost | None:

@@ -15,7 +15,7 @@ from torch import fx
 
 from passes.derive import Derivation
 from passes.estimate import CostTable, ValueCost
-from passes.fingerprint import fingerprint, first_difference, graph_lines
+from passes.fingerprint import describe_closest, fingerprint, graph_lines
 from passes.joint import JointGraph, tensor_val
 from passes.plan import Action, Decision, Plan
 from passes.rules import Codec
@@ -112,19 +112,11 @@ def find_record(records: Sequence[PlanRecord], joint: JointGraph) -> PlanRecord:
     wanted = fingerprint(lines)
     if not records:
         raise PlanMismatchError(f"no plan is recorded for graph {wanted}: the record is empty")
-    closest = max(records, key=lambda r: first_difference(r.lines, lines) or 0)
-    at = first_difference(closest.lines, lines) or 0
+    closest = describe_closest([record.lines for record in records], lines)
     raise PlanMismatchError(
-        f"no plan is recorded for graph {wanted} ({len(lines)} lines); the closest of "
-        f"{len(records)} is {closest.fingerprint} ({len(closest.lines)} lines). First difference "
-        f"at node {at}: expected {_at(closest.lines, at)!r}, got {_at(lines, at)!r}. The model, "
-        "its input shapes or dtypes, the inner compiler or torch changed: make and save the plans "
-        "again"
+        f"no plan is recorded for graph {wanted} ({len(lines)} lines); {closest}. The model, its "
+        "input shapes or dtypes, the inner compiler or torch changed: make and save the plans again"
     )
-
-
-def _at(lines: Sequence[str], i: int) -> str:
-    return lines[i] if i < len(lines) else "the end of the graph"
 
 
 def replay_plan(record: PlanRecord, joint: JointGraph, costs: CostTable) -> Plan:

@@ -89,6 +89,19 @@ def apply_plan(
     return result
 
 
+def draw_seed(
+    device: torch.device, expand: Callable[[torch.Tensor], torch.Tensor] | None
+) -> torch.Tensor:
+    """Draw the seed of one sketch from torch's generator, as a compiled forward does.
+
+    Args:
+        device: of the sketched value.
+        expand: see :class:`passes.rules.Rules`.
+    """
+    seeds = torch.randint(0, _SEED_RANGE, [1], dtype=torch.int64, device=device)
+    return seeds[0] if expand is None else expand(seeds)[0]
+
+
 @dataclass(frozen=True)
 class _SeedDraw:
     """Draws the seeds of a graph; returns them, and the row of each site."""

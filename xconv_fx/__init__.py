@@ -2,7 +2,8 @@
 
 ``torch.compile(model, backend="xconv")`` needs no import of this package. Import it for the
 audit (:func:`last_report`, :func:`all_reports`), the drop-in layers (``xconv_fx.nn``),
-:func:`exact`, which keeps a part of a model exact, and plans as files (:func:`save_plans`,
+:func:`exact`, which keeps a part of a model exact, :func:`calibrate`, which measures what
+sketches do to a model's gradients, and plans as files (:func:`save_plans`,
 :func:`load_plans`, :func:`compare_plans`).
 """
 
@@ -15,6 +16,7 @@ __version__ = "0.1.0"
 __all__ = [
     "__version__",
     "all_reports",
+    "calibrate",
     "compare_plans",
     "exact",
     "last_report",
@@ -30,6 +32,8 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module("xconv_fx.audit"), name)
     if name in ("save_plans", "load_plans", "compare_plans"):
         return getattr(importlib.import_module("xconv_fx.plans"), name)
+    if name == "calibrate":
+        return importlib.import_module("xconv_fx.calibration_run").calibrate
     if name == "exact":
         return importlib.import_module("xconv_fx.regions").exact
     if name == "nn":

@@ -63,12 +63,17 @@ def compile_with_inductor(
     identity: str,
     decompositions: Mapping[Any, Callable[..., Any]],
     patches: Mapping[str, Any],
+    *,
+    interpreted: bool = False,
 ) -> Any:
     """Compile with Inductor around our partition function.
 
     The AOTAutograd cache is off: on a hit the partitioner would not run, and there would be
-    no report for the graph. Inductor's own cache of generated code stays on.
+    no report for the graph. Inductor's own cache of generated code stays on. If ``interpreted``,
+    the partitioned graphs run op by op in place of what Inductor would make of them (``compile_fx``
+    takes another inner compiler, 2.11 to 2.13).
     """
+    inner_compile: dict[str, Any] = {"inner_compile": _interpret} if interpreted else {}
     config = {**patches, "custom_partitioner_fn": Partitioner(partition_function, identity)}
     with functorch_config.patch(enable_autograd_cache=False):
         return compile_fx(
@@ -76,6 +81,7 @@ def compile_with_inductor(
             list(example_inputs),
             config_patches=config,
             decompositions=dict(decompositions),
+            **inner_compile,
         )
 
 
@@ -172,8 +178,10 @@ def emit_artifact(name: str, payload: Callable[[], str]) -> None:
     )
 
 
-def _interpret(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-    del example_inputs
+def _interpret(
+    module: fx.GraphModule, example_inputs: Sequence[Any], **settings: Any
+) -> Callable[..., Any]:
+    del example_inputs, settings
 
     def run(args: list[Any]) -> Any:
         return torch.fx.Interpreter(module).boxed_run(args)

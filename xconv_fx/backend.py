@@ -22,11 +22,13 @@ import passes
 from passes import JointGraph, MemoryEstimate, Partition
 from xconv_fx import _torch, audit
 from xconv_fx.budget import make_planner
+from xconv_fx.calibration import Calibration, resolve_calibration
 from xconv_fx.errors import BudgetError
 from xconv_fx.memory import predict_step_memory
 from xconv_fx.memory_size import parse_budget
 from xconv_fx.options import Options, parse_options
 from xconv_fx.plans import Plans, resolve_plans
+from xconv_fx.record_files import package_version
 from xconv_fx.rules import exact_decompositions, make_rules, tracing_decompositions
 from xconv_fx.rules.regions import unmatched_patterns
 
@@ -56,18 +58,25 @@ def xconv(
     Raises:
         xconv_fx.errors.OptionError: for an unknown option or a bad value.
         xconv_fx.errors.PlanFileError: if ``options["plan"]`` names a file that cannot be read.
+        xconv_fx.errors.CalibrationFileError: the same for ``options["calibration"]``.
         passes.PlanMismatchError: if a recorded plan does not fit the graph.
     """
     parsed = parse_options(options)
-    inner = _inner_compiler(parsed, example_inputs)
+    inner = inner_compiler(parsed, example_inputs)
     settings = {
         **_torch.inductor_settings(),
         **_torch.mode_settings(mode),
         **parsed.inductor,
         **(config_patches or {}),
     }
-    plans = resolve_plans(parsed.plan)
-    partition_function = _PartitionFunction(parsed, inner, settings, _rank(), plans)
+    partition_function = _PartitionFunction(
+        parsed,
+        inner,
+        settings,
+        _rank(),
+        resolve_plans(parsed.plan),
+        resolve_calibration(parsed.calibration),
+    )
     if inner == "aot_eager":
         compiled = _torch.compile_with_aot_eager(
             module, example_inputs, partition_function, tracing_decompositions()
@@ -101,12 +110,17 @@ class _PartitionFunction:
     settings: Mapping[str, Any]
     rank: int
     plans: Plans | None = None
+    calibration: Calibration | None = None
 
     @property
     def identity(self) -> str:
         """A text that changes with everything that changes the result."""
         plans = "" if self.plans is None else f"plans={self.plans.digest} "
-        return f"xconv {_version()} {self.options} rank={self.rank} {plans}{_source_hash()}"
+        measured = "" if self.calibration is None else f"measured={self.calibration.digest} "
+        return (
+            f"xconv {package_version()} {self.options} rank={self.rank} {plans}{measured}"
+            f"{_source_hash()}"
+        )
 
     def __call__(
         self,
@@ -118,15 +132,15 @@ class _PartitionFunction:
         **kwargs: Any,
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         joint = JointGraph(module, num_fwd_outputs, tuple(static_lifetime_input_indices or ()))
-        partition_exact = functools.partial(_partition_exact, joint.copy(), kwargs)
+        exactly = functools.partial(partition_exact, joint.copy(), kwargs)
         try:
-            split, report = self._sketched(joint, joint_inputs, kwargs, partition_exact)
+            split, report = self._sketched(joint, joint_inputs, kwargs, exactly)
         except (BudgetError, passes.PlanMismatchError):
             raise
         except Exception as error:  # noqa: BLE001  training must not break because of us
             log.warning("compiling this graph exactly: %s: %s", type(error).__name__, error)
             log.debug("the passes failed", exc_info=True)
-            split = partition_exact()
+            split = exactly()
             report = self._exact_report(split, joint, f"{type(error).__name__}: {error}")
         _announce(report)
         return split.forward, split.backward
@@ -136,21 +150,18 @@ class _PartitionFunction:
         joint: JointGraph,
         joint_inputs: Sequence[Any],
         kwargs: dict[str, Any],
-        partition_exact: Callable[[], Partition],
+        exactly: Callable[[], Partition],
     ) -> tuple[Partition, audit.Report]:
         if not has_convolution(joint.graph):
-            split = partition_exact()
+            split = exactly()
             return split, self._exact_report(split, joint, "no convolution in this graph")
-        channels_last = self.inner == "inductor" and _torch.inductor_prefers_channels_last(
-            joint.module
-        )
-        rules = make_rules(self.options, channels_last=channels_last)
-        given = self.options.memory_budget
+        rules = rules_for(self.options, self.inner, joint)
+        given, calibration = self.options.memory_budget, self.calibration
         planner = make_planner(
             None if given is None else parse_budget(given),
             self.options.noise_price,
             strict=self.options.strict,
-            stock_nbytes=lambda: audit.kept_nbytes(partition_exact(), joint.held_inputs()),
+            stock_nbytes=lambda: audit.kept_nbytes(exactly(), joint.held_inputs()),
             peak_nbytes=lambda outcome: self._predict_memory(outcome.split).peak_nbytes,
         )
         outcome = passes.run(
@@ -160,11 +171,14 @@ class _PartitionFunction:
             joint_inputs,
             seed_offset=self.rank * _RANK_STRIDE,
             find_record=None if self.plans is None else self.plans.find,
+            adjust_costs=None if calibration is None else calibration.adjust,
             **kwargs,
         )
         predict = functools.partial(self._describe_memory, outcome.split)
         remarks = unmatched_patterns(self.options.exact_patterns, outcome.exposed.graph)
-        report = audit.make_report(outcome, rules, partition_exact, predict, remarks=remarks)
+        if calibration is not None:
+            remarks = [*calibration.remarks(outcome.exposed, outcome.costs), *remarks]
+        report = audit.make_report(outcome, rules, exactly, predict, remarks=remarks)
         return outcome.split, report
 
     def _exact_report(self, split: Partition, joint: JointGraph, reason: str) -> audit.Report:
@@ -198,7 +212,13 @@ def has_convolution(graph: fx.Graph) -> bool:
     return any(node.target in targets for node in graph.nodes)
 
 
-def _partition_exact(joint: JointGraph, kwargs: dict[str, Any]) -> Partition:
+def rules_for(options: Options, inner: str, joint: JointGraph) -> passes.Rules:
+    """Return the rules for a graph: they depend on how the inner compiler will lay it out."""
+    prefers = inner == "inductor" and _torch.inductor_prefers_channels_last(joint.module)
+    return make_rules(options, channels_last=prefers)
+
+
+def partition_exact(joint: JointGraph, kwargs: dict[str, Any]) -> Partition:
     """Partition as torch would: its own decompositions for the ops we asked to have whole."""
     module = passes.decompose(
         joint.module, exact_decompositions(), _torch.inductor_decompositions()
@@ -210,7 +230,7 @@ def _partition_exact(joint: JointGraph, kwargs: dict[str, Any]) -> Partition:
 _RANK_STRIDE = 0x1E3779B97F4A7C15
 
 
-def _inner_compiler(options: Options, example_inputs: Sequence[Any]) -> str:
+def inner_compiler(options: Options, example_inputs: Sequence[Any]) -> str:
     """Return the inner compiler, ``aot_eager`` where Inductor cannot work."""
     tensors = [x for x in example_inputs if isinstance(x, torch.Tensor)]
     on_cpu = all(x.device.type == "cpu" for x in tensors)
@@ -234,12 +254,6 @@ def _rank() -> int:
     distributed = torch.distributed
     ready = distributed.is_available() and distributed.is_initialized()
     return distributed.get_rank() if ready else 0
-
-
-def _version() -> str:
-    from xconv_fx import __version__
-
-    return __version__
 
 
 @functools.cache

@@ -31,8 +31,10 @@ class BudgetError(ValueError):
     """A memory budget cannot be met; the text says what was asked and what can be reached."""
 
 
-class PlanFileError(ValueError):
-    """A file of plans cannot be written or read; the text says which file, and why."""
+class _RecordFileError(ValueError):
+    """A file of records cannot be written or read; the text says which file, and why."""
+
+    content = "records"
 
     def __init__(self, path: object, problem: str) -> None:
         """Build the text.
@@ -43,8 +45,24 @@ class PlanFileError(ValueError):
         """
         self.path = str(path)
         self.problem = problem
-        super().__init__(f"plans file {self.path}: {problem}")
+        super().__init__(f"{self.content} file {self.path}: {problem}")
 
-    def __reduce__(self) -> tuple[type[PlanFileError], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[_RecordFileError], tuple[str, str]]:
         """Pickle by the constructor's arguments, not by the text."""
         return type(self), (self.path, self.problem)
+
+
+class PlanFileError(_RecordFileError):
+    """A file of plans cannot be written or read; the text says which file, and why."""
+
+    content = "plans"
+
+
+class CalibrationFileError(_RecordFileError):
+    """A file of a calibration cannot be read; the text says which file, and why."""
+
+    content = "calibration"
+
+
+class CalibrationError(ValueError):
+    """A step cannot be measured; the text says why, and what to do."""

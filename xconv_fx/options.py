@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from xconv_fx.calibration import Calibration, CalibrationSource
 from xconv_fx.codecs import ALLOWED_BITS, MAX_PROBES, Tile
 from xconv_fx.errors import OptionError
 from xconv_fx.memory_size import parse_budget
@@ -59,6 +60,9 @@ class Options:
         plan: plans to carry out in place of planning, from :func:`xconv_fx.load_plans`, or the
             path of a file that :func:`xconv_fx.save_plans` wrote, with the same ``inner``. The
             options that choose sketches then play no part.
+        calibration: what :func:`xconv_fx.calibrate` measured, or the path of a file that
+            ``Calibration.save`` wrote. Plans then weigh measured noise in place of modelled. A
+            graph that was not measured is planned from its shapes, and its report says so.
         inductor: settings of ``torch._inductor.config`` for the inner compiler, as in
             ``torch.compile(..., options=...)`` with ``backend="inductor"``.
     """
@@ -75,6 +79,7 @@ class Options:
     memory_budget: float | int | str | None = None
     strict: bool = True
     plan: PlanSource | None = None
+    calibration: CalibrationSource | None = None
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -109,6 +114,10 @@ class Options:
             raise OptionError("exact_modules", patterns, allowed)
         if self.plan is not None and not isinstance(self.plan, (str, os.PathLike, Plans)):
             raise OptionError("plan", self.plan, "a path, or plans from xconv_fx.load_plans")
+        given = self.calibration
+        if given is not None and not isinstance(given, (str, os.PathLike, Calibration)):
+            allowed = "a path, or a calibration from xconv_fx.calibrate"
+            raise OptionError("calibration", given, allowed)
         if not isinstance(self.inductor, Mapping):
             raise OptionError("inductor", self.inductor, "a mapping of Inductor settings")
         self._check_together()
@@ -118,6 +127,9 @@ class Options:
         if self.memory_budget is not None and self.noise_price != DEFAULT_NOISE_PRICE:
             allowed = "only without memory_budget, which finds its own price"
             raise OptionError("noise_price", self.noise_price, allowed)
+        if self.calibration is not None and self.plan is not None:
+            allowed = "only without plan, which decides everything"
+            raise OptionError("calibration", self.calibration, allowed)
         if self.probes is not None and not probing:
             allowed = f"only with sketch in {list(MODES)} (here sketch={self.sketch!r})"
             raise OptionError("probes", self.probes, allowed)

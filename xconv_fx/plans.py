@@ -6,37 +6,29 @@ option ``plan`` takes in place of planning. Codecs are written by name and optio
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Union
+from typing import Union
 
 import torch
 
 from passes import JointGraph
 from passes.fingerprint import first_difference
-from passes.plan_record import (
-    PlanMismatchError,
-    PlanRecord,
-    find_record,
-    record_from_dict,
-    record_to_dict,
-)
-from passes.rules import Codec
+from passes.plan_record import PlanRecord, find_record, record_from_dict, record_to_dict
 from xconv_fx import audit
-from xconv_fx.codecs import Pack, Probe, Quantize, Tile
-from xconv_fx.errors import OptionError, PlanFileError
+from xconv_fx.errors import PlanFileError
+from xconv_fx.record_files import (
+    build_codec,
+    describe_codec,
+    package_version,
+    read_records,
+    records_text,
+)
 
 SCHEMA = 1
-
-_CODECS: Mapping[str, Any] = MappingProxyType(
-    {"pack": Pack, "probe": Probe, "quantize": Quantize, "tile": Tile}
-)
 
 
 @dataclass(frozen=True)
@@ -150,7 +142,7 @@ def save_plans(path: str | os.PathLike[str]) -> Plans:
             "there is no plan to save: no graph was compiled with backend='xconv' and sketches; "
             "run a training step first, and see xconv_fx.all_reports()",
         )
-    plans = Plans(str(torch.__version__), _package_version(), tuple(records.values()))
+    plans = Plans(str(torch.__version__), package_version(), tuple(records.values()))
     Path(path).write_text(_to_text(plans), encoding="utf-8")
     return plans
 
@@ -162,20 +154,10 @@ def load_plans(path: str | os.PathLike[str]) -> Plans:
         PlanFileError: if the file cannot be read, is of another schema, is damaged, or names a
             codec that is unknown.
     """
-    try:
-        given = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PlanFileError(path, f"cannot be read: {error}") from error
-    schema = given.get("schema") if isinstance(given, dict) else None
-    if schema != SCHEMA:
-        raise PlanFileError(path, f"expected schema {SCHEMA}, got {schema!r}")
-    try:
-        records = tuple(record_from_dict(graph, _build_codec) for graph in given["graphs"])
-        return Plans(str(given["torch"]), str(given["package"]), records)
-    except KeyError as error:
-        raise PlanFileError(path, f"the entry {error} is missing") from error
-    except (TypeError, ValueError, AttributeError) as error:
-        raise PlanFileError(path, str(error)) from error
+    torch_version, package_version, records = read_records(
+        path, SCHEMA, lambda graph: record_from_dict(graph, build_codec), PlanFileError
+    )
+    return Plans(torch_version, package_version, records)
 
 
 def resolve_plans(given: PlanSource | None) -> Plans | None:
@@ -245,37 +227,5 @@ def _kept_nbytes(records: Iterable[PlanRecord]) -> int:
 
 
 def _to_text(plans: Plans) -> str:
-    content = {
-        "schema": SCHEMA,
-        "torch": plans.torch_version,
-        "package": plans.package_version,
-        "graphs": [record_to_dict(record, _describe_codec) for record in plans.records],
-    }
-    return json.dumps(content, indent=1) + "\n"
-
-
-def _describe_codec(codec: Codec) -> dict[str, Any]:
-    name = next(name for name, kind in _CODECS.items() if type(codec) is kind)
-    options = {f.name: getattr(codec, f.name) for f in dataclasses.fields(_CODECS[name])}
-    return {"name": name, "options": options}
-
-
-def _build_codec(given: Mapping[str, Any]) -> Codec:
-    name = given["name"]
-    if name not in _CODECS:
-        raise PlanMismatchError(f"codec {name!r} is unknown; known are {list(_CODECS)}")
-    options = {
-        option: tuple(value) if isinstance(value, list) else value
-        for option, value in given["options"].items()
-    }
-    try:
-        codec: Codec = _CODECS[name](**options)
-    except (TypeError, OptionError) as error:
-        raise PlanMismatchError(f"codec {name!r} with options {options}: {error}") from error
-    return codec
-
-
-def _package_version() -> str:
-    from xconv_fx import __version__
-
-    return __version__
+    graphs = [record_to_dict(record, describe_codec) for record in plans.records]
+    return records_text(SCHEMA, plans.torch_version, plans.package_version, graphs)

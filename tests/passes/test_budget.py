@@ -1,10 +1,11 @@
+import dataclasses
 import itertools
 
 import pytest
 
-from passes.budget import plan_within, plan_within_peak, refine
+from passes.budget import BudgetedPlan, _bisect, plan_within, plan_within_peak, refine
 from passes.estimate import CodecCost, CostTable, ValueCost
-from passes.plan import Action, make_plan
+from passes.plan import Action, Plan, make_plan
 
 
 class Named:
@@ -157,3 +158,34 @@ def test_spare_bytes_go_where_they_spare_most_noise():
 
 def test_the_same_table_gives_the_same_plan():
     assert plan_within(TABLE, 1234) == plan_within(TABLE, 1234)
+
+
+def test_spare_bytes_go_by_harm_where_sensitivities_differ_by_codec():
+    one, other = value("a"), value("b")
+    # The finer codec of b errs in ways that count: nothing is spared by it.
+    sensitivities = (500.0, 10.0, 1.0)
+    codecs = tuple(
+        dataclasses.replace(c, sensitivity=s)
+        for c, s in zip(other.codecs, sensitivities, strict=True)
+    )
+    table = CostTable((one, dataclasses.replace(other, codecs=codecs)))
+    plan = make_plan(table, 0.0)
+    refined = refine(table, plan, 1000)
+    assert [d.kept_nbytes for d in refined.decisions] == [500, 125]
+
+
+def test_between_two_prices_of_the_grid_the_search_goes_on():
+    """A plan that keeps 1,000 bytes a unit of price, of which 1.43 may be spent."""
+    asked = []
+
+    def plan_at(price):
+        asked.append(price)
+        return BudgetedPlan(Plan((), price), int(1000 * price), 1430)
+
+    found = _bisect(plan_at(1.0), 1.0, 2.0, plan_at)
+    # Within half a percent of the limit it stops: 2**(1/2) = 1.414 is not, 2**(33/64) = 1.4296 is.
+    assert found.plan.noise_price == pytest.approx(2 ** (33 / 64))
+    assert found.fits
+    assert len(asked) == 1 + 6
+    full = BudgetedPlan(Plan((), 1.0), 1000, 1000)
+    assert _bisect(full, 1.0, 2.0, plan_at) is full

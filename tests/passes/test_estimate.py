@@ -304,3 +304,20 @@ def test_a_checkpoint_region_lifts_bans_but_not_for_random_ops(toy):
     assert (costs["mm"].recompute_cost, costs["mm"].ban_reason) == (1, None)
     assert not costs["rand_like"].must_recompute
     assert (costs["rand_like"].recompute_cost, costs["rand_like"].ban_reason) == (None, "random op")
+
+
+def test_only_noise_that_a_plan_weighs_is_priced(toy):
+    b = toy.Builder()
+    x, w, v = b.input("primals_1", 8, 8), b.input("primals_2", 8, 8), b.input("primals_3", 8, 8)
+    grad = b.input("tangents_1", 8, 8)
+    made_of_weights = b.call(aten.sin.default, w)
+    needed = b.call(aten.mm.default, x, v)
+    weighed = b.call(aten.mm.default, x, w)
+    exact = b.call(aten.sigmoid_backward.default, grad, needed)
+    gradients = [b.call(aten.mul.Tensor, exact, n) for n in (made_of_weights, needed, weighed)]
+    joint = b.joint([weighed], [None, *gradients[1:]], static=(1, 2))
+    table = estimate_costs(joint, toy.rules(toy.Half()))
+    assert list(table.priced()) == ["mm_1"]
+    assert table.priced()["mm_1"].codecs[0].harm == pytest.approx(1e-7 * 1024)
+    free = toy.rules(toy.Half(), linear={aten.mul.Tensor: (LinearUse(arg=1, sensitivity=0.0),)})
+    assert estimate_costs(joint, free).priced() == {}

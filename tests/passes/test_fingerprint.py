@@ -5,7 +5,13 @@ import operator
 import torch
 
 from passes import JointGraph
-from passes.fingerprint import fingerprint, first_difference, graph_lines
+from passes.fingerprint import (
+    describe_closest,
+    fingerprint,
+    first_difference,
+    graph_lines,
+    without_numbers,
+)
 from passes.joint import copy_module
 
 aten = torch.ops.aten
@@ -94,3 +100,19 @@ def test_the_first_difference():
     assert first_difference(["a", "b"], ["a", "c"]) == 1
     assert first_difference(["a", "b"], ["a"]) == 1
     assert first_difference([], ["a"]) == 0
+
+
+def test_the_closest_graph_is_the_one_that_agrees_longest():
+    near, far = ("a", "b", "c"), ("a", "x")
+    assert describe_closest([far, near], ("a", "b")) == (
+        f"the closest of 2 is {fingerprint(near)} (3 lines). First difference at node 2: expected "
+        "'c', got 'the end of the graph'"
+    )
+
+
+def test_sizes_and_other_numbers_can_be_left_out():
+    lines = ("%12 = aten.var_mean.correction(%3, [1], x=0.5): (float32[2, s0])", "return [%1, -4]")
+    assert without_numbers(lines) == (
+        "%12 = aten.var_mean.correction(%3, [#], x=#): (float32[#, s0])",
+        "return [%1, -#]",
+    )

@@ -1,5 +1,6 @@
 """All passes in a row on toy rules, and that the same input gives the same result to the byte."""
 
+import dataclasses
 import os
 import runpy
 import subprocess
@@ -278,3 +279,21 @@ if __name__ == "__main__":
     # run as a script by the test above: only what is printed counts
     sys.path.insert(0, os.getcwd())
     print(plan_deep(runpy.run_path(str(Path(__file__).with_name("conftest.py")))["laboratory"]()))
+
+
+def test_costs_can_be_adjusted_before_the_plan_is_made(toy):
+    joint = capture_net(toy)
+    seen = []
+
+    def without_codecs(exposed, costs):
+        seen.append(exposed)
+        rows = (dataclasses.replace(value, codecs=()) for value in costs.values)
+        return passes.CostTable(tuple(rows))
+
+    adjusted = passes.run(
+        joint, toy.rules(toy.Signed()), passes.at_price(0.0), None, adjust_costs=without_codecs
+    )
+    plain = passes.run(joint, toy.rules(toy.Signed()), passes.at_price(0.0), None)
+    assert seen == [adjusted.exposed]
+    assert Action.SKETCH.value in plain.plan.counts()
+    assert Action.SKETCH.value not in adjusted.plan.counts()

@@ -31,6 +31,7 @@ def test_defaults_need_no_thought():
         "memory_budget": None,
         "strict": True,
         "plan": None,
+        "calibration": None,
         "inductor": {},
     }
     assert parse_options(None) == parse_options({}) == Options()
@@ -54,6 +55,8 @@ def test_defaults_need_no_thought():
         {"noise_price": 2.5},
         {"plan": "plans.json"},
         {"plan": pathlib.Path("plans.json")},
+        {"calibration": "measured.json"},
+        {"calibration": pathlib.Path("measured.json"), "memory_budget": 0.1},
         {"inductor": {"max_autotune": True}},
     ],
 )
@@ -101,6 +104,15 @@ def test_the_users_mapping_is_left_alone():
         (
             {"sketch": "independent", "distribution": "normal"},
             "option 'distribution' got 'normal'; allowed: one of ['gaussian', 'rademacher']",
+        ),
+        (
+            {"calibration": 3},
+            "option 'calibration' got 3; allowed: a path, or a calibration from xconv_fx.calibrate",
+        ),
+        (
+            {"calibration": "c.json", "plan": "p.json"},
+            "option 'calibration' got 'c.json'; allowed: only without plan, which decides "
+            "everything",
         ),
         ({"bits": 3}, "option 'bits' got 3; allowed: one of [8, 4, 2, 1]"),
         ({"bits": True}, "option 'bits' got True; allowed: one of [8, 4, 2, 1]"),
@@ -205,7 +217,7 @@ def test_options_that_do_not_go_together_are_refused(given, text):
 
 NAMES = (
     "['inner', 'sketch', 'probes', 'distribution', 'bits', 'side', 'kept', "
-    "'exact_modules', 'noise_price', 'memory_budget', 'strict', 'plan', 'inductor']"
+    "'exact_modules', 'noise_price', 'memory_budget', 'strict', 'plan', 'calibration', 'inductor']"
 )
 
 
