@@ -23,6 +23,7 @@ from torch._inductor.scheduler import BaseSchedulerNode, OutputNode
 from torch._inductor.utils import BoxedBool
 from torch._inductor.virtualized import V
 
+from passes.buffer_reuse import hold_for_reuse
 from passes.joint import output_node
 from passes.kernels import Kernel, Program
 from passes.provenance import module_of
@@ -99,8 +100,10 @@ def _program(nodes: Sequence[BaseSchedulerNode], workspace_of: WorkspaceOf) -> P
         if owner[name] == name:
             nbytes[name] = _buffer_nbytes(buffer.node)
     memory = _Memory(owner, nbytes, frozenset(filter(None, outputs)), _readers(nodes))
-    kernels = [_kernel(launch, memory, workspace_of) for launch in _launches(nodes)]
-    return Program(tuple(kernels), nbytes, tuple(graph.graph_input_names), outputs)
+    launches = _launches(nodes)
+    kernels = tuple(_kernel(launch, memory, workspace_of) for launch in launches)
+    program = Program(kernels, nbytes, tuple(graph.graph_input_names), outputs)
+    return hold_for_reuse(program, [_pooled(launch) for launch in launches])
 
 
 @dataclass(frozen=True)
@@ -111,13 +114,14 @@ class _Memory:
         owner: for each buffer the one whose memory it lives in.
         nbytes: of each that owns memory.
         returned: those that live in outputs of the graph.
-        readers: for each buffer the leaves of the schedule that read it, in order.
+        readers: for each buffer the leaves of the schedule that read it, in order, each with the
+            place of its loops in the schedule.
     """
 
     owner: Mapping[str, str]
     nbytes: Mapping[str, int]
     returned: frozenset[str]
-    readers: Mapping[str, list[str]]
+    readers: Mapping[str, list[tuple[int, str]]]
 
 
 def _owners(graph: Any) -> dict[str, str]:
@@ -141,12 +145,12 @@ def _follow(owner: Mapping[str, str], name: str) -> str:
     return name
 
 
-def _readers(nodes: Iterable[BaseSchedulerNode]) -> dict[str, list[str]]:
-    readers: dict[str, list[str]] = {}
-    for node in nodes:
+def _readers(nodes: Iterable[BaseSchedulerNode]) -> dict[str, list[tuple[int, str]]]:
+    readers: dict[str, list[tuple[int, str]]] = {}
+    for place, node in enumerate(nodes):
         for leaf in node.get_nodes():
             for name in dict.fromkeys(dep.name for dep in leaf.read_writes.reads):
-                readers.setdefault(name, []).append(leaf.get_name())
+                readers.setdefault(name, []).append((place, leaf.get_name()))
     return readers
 
 
@@ -252,19 +256,33 @@ def _reused(
             if write.name not in outputs or not isinstance(write, MemoryDep):
                 continue
             for read in leaf.read_writes.reads:
-                name = read.name
                 if (
                     isinstance(read, MemoryDep)
-                    and name not in taken
-                    and memory.owner.get(name) == name
-                    and name not in memory.returned
-                    and memory.nbytes[name] == memory.nbytes[write.name]
+                    and read.name not in taken
+                    and memory.owner.get(read.name) == read.name
+                    and memory.nbytes[read.name] == memory.nbytes[write.name]
                     and (read.index, read.size) == (write.index, write.size)
-                    and memory.readers[name][-1] == leaf.get_name()
+                    and _is_last_reader(leaf, read.name, memory)
                 ):
-                    taken.add(name)
-                    yield name
+                    taken.add(read.name)
+                    yield read.name
                     break
+
+
+def _is_last_reader(leaf: BaseSchedulerNode, name: str, memory: _Memory) -> bool:
+    """Whether nothing reads a value after a leaf, nor beside it in the same loops."""
+    if name in memory.returned:
+        return False
+    *others, (place, last) = memory.readers[name]
+    return last == leaf.get_name() and not any(
+        at == place and other not in leaf.ancestors for at, other in others
+    )
+
+
+def _pooled(launch: Sequence[BaseSchedulerNode]) -> set[str]:
+    """The buffers of a launch that the wrapper allocates; others come from the call itself."""
+    buffers = [buffer for node in launch for buffer in node.get_outputs()]
+    return {b.get_name() for b in buffers if b.node.should_allocate()}
 
 
 def _origin(leaf: BaseSchedulerNode) -> fx.Node | None:
