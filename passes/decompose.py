@@ -161,11 +161,25 @@ def _trace(
         out_spec.append(result_spec)
         return flat
 
-    values = [node.meta["val"] for node in _in_graph_order(leaves)]
     with _torch.tracing_over(mode):
+        values = _distinct([node.meta["val"] for node in _in_graph_order(leaves)])
         module = make_fx(flat_function, decomposition_table=table)(*values)
     module.graph.eliminate_dead_code()
     return _Trace(module, out_spec[-1]) if out_spec else None
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    """Replace repeated tensors by aliases: a tracer tells its inputs apart by identity.
+
+    Nodes that were spliced in from one trace hold one fake tensor.
+    """
+    seen: set[int] = set()
+    found = []
+    for value in values:
+        repeated = isinstance(value, torch.Tensor) and id(value) in seen
+        found.append(value.detach() if repeated else value)
+        seen.add(id(value))
+    return found
 
 
 def _in_graph_order(leaves: list[Any]) -> list[fx.Node]:

@@ -327,6 +327,17 @@ def test_a_trace_is_used_again_in_a_later_graph_but_not_under_another_table(toy)
     assert [n.target for n in apart.graph.nodes][1] == aten.tanh.default
 
 
+def test_values_made_by_one_trace_are_told_apart(toy):
+    b = toy.Builder()
+    x, y = b.input("primals_1", 2), b.input("primals_2", 2)
+    joint = b.joint([b.call(aten.sin.default, x)], [])
+    output = joint.graph.find_nodes(op="output")[0]
+    inserter = Inserter()
+    first, second = (inserter.insert(torch.exp, [n], output, provenance=x) for n in (x, y))
+    difference = inserter.insert(torch.sub, [first, second], output, provenance=x)
+    assert difference.args == (first, second)
+
+
 def test_methods_of_equal_objects_share_a_trace(toy):
     traced = []
 
