@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 from passes.estimate import CodecCost, CostTable, ValueCost
 from passes.plan import Action, Decision, Plan, make_plan, with_derived_noise
+from passes.rules import Codec
 
 # Lambda = 10**(k / 4): each step changes the price of noise by 1.8, the rungs of the ladder differ
 # by more.
@@ -218,5 +219,7 @@ class _Choice:
 
 def _harm(costs: CostTable, plan: Plan) -> float:
     """The objective: what the noise of all sketches counts."""
-    harms = {(v.node, c.codec): c.harm * v.nbytes for v in costs.values for c in v.codecs}
+    harms: dict[tuple[str, Codec | None], float] = {
+        (v.node, c.codec): c.harm * v.nbytes for v in costs.values for c in v.codecs
+    }
     return sum(harms[d.node, d.codec] for d in plan.decisions if d.action is Action.SKETCH)
