@@ -3,8 +3,8 @@
 Objective, over all plans: minimise ``sum_v noise(v) * sensitivity(v) * nbytes(v)``, the noise that
 its sketches add, subject to ``bytes <= limit``. Its Lagrangian, with the charges of recomputing, is
 the cut of :mod:`passes.plan`, 1 / lambda being the price of a byte: so lambda is searched on a
-fixed grid, from the exact plan down, for the largest that fits. What is left under the limit then
-buys finer codecs, those first that spare most noise a byte.
+fixed grid and between two of its prices, for the largest that fits. What is left under the limit
+then buys finer codecs; plans of prices too high are trimmed by coarser ones; the best is taken.
 
 A peak is dear to measure: it takes the graphs of a plan. It is the bytes that the plan keeps and
 what else is live at that moment, which differs little between neighbouring plans. So the search is
@@ -17,18 +17,22 @@ same table and limit give the same plan.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from passes.estimate import CodecCost, CostTable, ValueCost
 from passes.plan import Action, Decision, Plan, make_plan, with_derived_noise
+from passes.rules import Codec
 
 # Lambda = 10**(k / 4): each step changes the price of noise by 1.8, the rungs of the ladder differ
 # by more.
 _GRID = [10.0 ** (k / 4) for k in range(-28, 13)]
-# Between two of them the price is halved so often: filling by finer codecs alone leaves two
+# Between two of them the interval is halved so often: filling by finer codecs alone leaves two
 # sketches where the cut, a little further on, would have one that serves both.
 _BISECTIONS = 6
+# So many dearer plans, of every second price, are fitted too: the cut charges some shared sketches
+# more than once, so that a dearer plan may be the smaller one, and better when it is trimmed.
+_NUM_DEARER = 8
 # A share of the limit that is not worth another cut.
 _NEGLIGIBLE = 0.005
 
@@ -93,15 +97,33 @@ def plan_within(
         else:
             high = middle
     if 0 < low < len(_GRID):
-        best = _bisect(best, _GRID[low - 1], _GRID[low], lambda p: measured(make_plan(costs, p)))
-    filled = measured(refine(costs, best.plan, limit_nbytes - best.measured_nbytes))
-    return filled if filled.fits else best
+        prices = (_GRID[low - 1], _GRID[low])
+        best = _bisect(best, prices, lambda price: measured(make_plan(costs, price)))
+    dearer = [make_plan(costs, price) for price in _GRID[low::2][:_NUM_DEARER]]
+    candidates = [_fitted(costs, plan, best) for plan in (best.plan, *dearer)]
+    for candidate in sorted(candidates, key=lambda plan: _harm(costs, plan)):
+        if _harm(costs, candidate) >= _harm(costs, best.plan):
+            break
+        found = measured(candidate)
+        if not found.fits:
+            found = measured(trim(costs, candidate, found.measured_nbytes - limit_nbytes))
+        if found.fits and _harm(costs, found.plan) < _harm(costs, best.plan):
+            return found
+    return best
+
+
+def _fitted(costs: CostTable, plan: Plan, best: BudgetedPlan) -> Plan:
+    """Exchange codecs until a plan takes what is allowed, going by the bytes it keeps."""
+    spare = best.limit_nbytes - best.measured_nbytes + best.plan.kept_nbytes - plan.kept_nbytes
+    trimmed = trim(costs, plan, -spare)
+    return refine(costs, trimmed, spare + plan.kept_nbytes - trimmed.kept_nbytes)
 
 
 def _bisect(
-    best: BudgetedPlan, low: float, high: float, plan_at: Callable[[float], BudgetedPlan]
+    best: BudgetedPlan, prices: tuple[float, float], plan_at: Callable[[float], BudgetedPlan]
 ) -> BudgetedPlan:
     """Search between a price that fits and one that does not, until little is left to spend."""
+    low, high = prices
     for _ in range(_BISECTIONS):
         if best.limit_nbytes - best.measured_nbytes <= best.limit_nbytes * _NEGLIGIBLE:
             break
@@ -166,29 +188,87 @@ def refine(costs: CostTable, plan: Plan, spare_nbytes: int) -> Plan:
     Returns:
         A plan that differs in the codecs of sketched values only.
     """
-    values = {value.node: value for value in costs.values}
-    decisions = {decision.node: decision for decision in plan.decisions}
+    choice = _Choice.of(costs, plan)
     while True:
-        upgrades = [
-            (gain, -i, name, codec)
-            for i, (name, decision) in enumerate(decisions.items())
-            if decision.action is Action.SKETCH
-            for codec in values[name].codecs
-            if 0 < codec.nbytes - decision.kept_nbytes <= spare_nbytes
-            and (gain := _gain(decision, codec, values[name])) > 0
-        ]
-        if not upgrades:
+        finer = [m for m in choice.moves() if 0 < m.nbytes <= spare_nbytes and m.spared > 0]
+        if not finer:
+            return choice.plan(plan)
+        move = max(finer, key=lambda m: m.spared / m.nbytes)
+        spare_nbytes -= move.nbytes
+        choice.make(move)
+
+
+def trim(costs: CostTable, plan: Plan, excess_nbytes: int) -> Plan:
+    """Free bytes by coarser codecs, those first that add the least noise a byte.
+
+    Args:
+        costs: the table that the plan was made from.
+        plan: a plan.
+        excess_nbytes: bytes that it is to keep less.
+
+    Returns:
+        A plan that differs in the codecs of sketched values only; the smallest such plan where
+        that does not free enough.
+    """
+    choice = _Choice.of(costs, plan)
+    while excess_nbytes > 0:
+        coarser = [m for m in choice.moves() if m.nbytes < 0]
+        if not coarser:
             break
-        _, _, name, codec = max(upgrades, key=lambda upgrade: upgrade[:2])
-        spare_nbytes -= codec.nbytes - decisions[name].kept_nbytes
-        decisions[name] = replace(
-            decisions[name], codec=codec.codec, kept_nbytes=codec.nbytes, noise=codec.noise
+        move = min(coarser, key=lambda m: m.spared / m.nbytes)
+        excess_nbytes += move.nbytes
+        choice.make(move)
+    return choice.plan(plan)
+
+
+@dataclass(frozen=True)
+class _Move:
+    """Another codec for one sketched value: bytes that it takes more, noise that it spares."""
+
+    node: str
+    codec: CodecCost
+    nbytes: int
+    spared: float
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The decisions of a plan while codecs are exchanged."""
+
+    values: Mapping[str, ValueCost]
+    decisions: dict[str, Decision]
+
+    @classmethod
+    def of(cls, costs: CostTable, plan: Plan) -> _Choice:
+        return cls({v.node: v for v in costs.values}, {d.node: d for d in plan.decisions})
+
+    def moves(self) -> Iterator[_Move]:
+        """All exchanges of one codec, in graph order."""
+        for name, decision in self.decisions.items():
+            if decision.action is not Action.SKETCH:
+                continue
+            value = self.values[name]
+            used = next(cost for cost in value.codecs if cost.codec == decision.codec)
+            for codec in value.codecs:
+                nbytes = codec.nbytes - decision.kept_nbytes
+                yield _Move(name, codec, nbytes, (used.harm - codec.harm) * value.nbytes)
+
+    def make(self, move: _Move) -> None:
+        codec = move.codec
+        self.decisions[move.node] = replace(
+            self.decisions[move.node],
+            codec=codec.codec,
+            kept_nbytes=codec.nbytes,
+            noise=codec.noise,
         )
-    return replace(plan, decisions=with_derived_noise(decisions.values()))
+
+    def plan(self, like: Plan) -> Plan:
+        return replace(like, decisions=with_derived_noise(self.decisions.values()))
 
 
-def _gain(decision: Decision, codec: CodecCost, value: ValueCost) -> float:
-    """Noise spared a byte, weighted as in the price of a sketch."""
-    used = next(cost for cost in value.codecs if cost.codec == decision.codec)
-    spared = (used.harm - codec.harm) * value.nbytes
-    return spared / (codec.nbytes - decision.kept_nbytes)
+def _harm(costs: CostTable, plan: Plan) -> float:
+    """The objective: what the noise of all sketches counts."""
+    harms: dict[tuple[str, Codec | None], float] = {
+        (v.node, c.codec): c.harm * v.nbytes for v in costs.values for c in v.codecs
+    }
+    return sum(harms[d.node, d.codec] for d in plan.decisions if d.action is Action.SKETCH)

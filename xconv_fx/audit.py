@@ -46,7 +46,8 @@ class ValueRow:
         codec: name of the codec; None when kept as it is.
         nbytes: bytes before; None where the size is unknown when the graph is compiled.
         kept_nbytes: bytes after.
-        noise: modelled relative squared error of the value that the backward reads.
+        noise: relative squared error of the value that the backward reads: modelled, or measured
+            where a calibration covers the graph.
     """
 
     name: str

@@ -3,7 +3,7 @@ import itertools
 
 import pytest
 
-from passes.budget import BudgetedPlan, _bisect, plan_within, plan_within_peak, refine
+from passes.budget import BudgetedPlan, _bisect, plan_within, plan_within_peak, refine, trim
 from passes.estimate import CodecCost, CostTable, ValueCost
 from passes.plan import Action, Plan, make_plan
 
@@ -182,10 +182,19 @@ def test_between_two_prices_of_the_grid_the_search_goes_on():
         asked.append(price)
         return BudgetedPlan(Plan((), price), int(1000 * price), 1430)
 
-    found = _bisect(plan_at(1.0), 1.0, 2.0, plan_at)
+    found = _bisect(plan_at(1.0), (1.0, 2.0), plan_at)
     # Within half a percent of the limit it stops: 2**(1/2) = 1.414 is not, 2**(33/64) = 1.4296 is.
     assert found.plan.noise_price == pytest.approx(2 ** (33 / 64))
     assert found.fits
     assert len(asked) == 1 + 6
     full = BudgetedPlan(Plan((), 1.0), 1000, 1000)
-    assert _bisect(full, 1.0, 2.0, plan_at) is full
+    assert _bisect(full, (1.0, 2.0), plan_at) is full
+
+
+def test_trimming_gives_up_what_counts_least():
+    plan = make_plan(TABLE, 1.0)
+    assert [d.kept_nbytes for d in plan.decisions] == [250, 250, 500, 500]
+    assert [d.kept_nbytes for d in trim(TABLE, plan, 300).decisions] == [125, 250, 250, 500]
+    assert trim(TABLE, plan, 0) == plan
+    # No more than the coarsest codecs can be given up.
+    assert [d.kept_nbytes for d in trim(TABLE, plan, 10_000).decisions] == [125] * 4
