@@ -14,7 +14,9 @@ from dataclasses import replace
 from passes.kernels import Kernel, Program
 
 
-def hold_for_reuse(program: Program, pooled: Sequence[AbstractSet[str]]) -> Program:
+def hold_for_reuse(
+    program: Program, pooled: Sequence[AbstractSet[str]], live: Sequence[Sequence[int]]
+) -> Program:
     """Let freed buffers live on where a later one of the same size takes their memory.
 
     The one freed last is taken, if the very next kernel takes it or if holding it until then does
@@ -24,13 +26,15 @@ def hold_for_reuse(program: Program, pooled: Sequence[AbstractSet[str]]) -> Prog
         program: kernels; left untouched.
         pooled: for each kernel the buffers that the wrapper allocates for it, and may therefore
             take from or give to others; what a call allocates itself is not among them.
+        live: for each kernel what Inductor's scheduler estimates to be live, in bytes, at each of
+            the nodes it was made from.
 
     Returns:
         The program with more reads and more memory reused.
     """
     last = {v: i for i, k in enumerate(program.kernels) for v in (*k.reads, *k.outputs)}
-    live = _live_nbytes(program, last)
-    peak = max(live, default=0)
+    at_kernel = [list(estimates) for estimates in live]
+    peak = max((n for estimates in at_kernel for n in estimates), default=0)
     stays = set(program.outputs)
     wrapped = set[str]().union(*pooled)
     free: dict[int, list[tuple[int, str]]] = {}
@@ -44,26 +48,17 @@ def hold_for_reuse(program: Program, pooled: Sequence[AbstractSet[str]]) -> Prog
                 in_place.remove(nbytes)
             elif value in pooled[i] and free.get(nbytes):
                 since, source = free[nbytes][-1]
-                if since + 1 == i or nbytes + max(live[since + 1 : i], default=0) <= peak:
+                between = [n for estimates in at_kernel[since + 1 : i] for n in estimates]
+                if not between or nbytes + max(between) <= peak:
                     free[nbytes].pop()
                     taken.append(source)
-                    live[since + 1 : i] = [n + nbytes for n in live[since + 1 : i]]
+                    for estimates in at_kernel[since + 1 : i]:
+                        estimates[:] = [n + nbytes for n in estimates]
         held.append(replace(kernel, reads=(*kernel.reads, *taken), reused=(*kernel.reused, *taken)))
         for value in dict.fromkeys((*kernel.reads, *kernel.outputs)):
             if value in wrapped - stays and value not in kernel.reused and last[value] == i:
                 free.setdefault(_nbytes(program, value), []).append((i, value))
     return replace(program, kernels=tuple(held))
-
-
-def _live_nbytes(program: Program, last: dict[str, int]) -> list[int]:
-    """Bytes of the graph's own buffers that are live while each kernel runs."""
-    count = len(program.kernels)
-    live = [0] * count
-    for i, kernel in enumerate(program.kernels):
-        for value in kernel.outputs:
-            end = count if value in program.outputs else last[value] + 1
-            live[i:end] = [n + _nbytes(program, value) for n in live[i:end]]
-    return live
 
 
 def _nbytes(program: Program, value: str) -> int:

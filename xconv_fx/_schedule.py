@@ -19,9 +19,11 @@ from torch import fx
 from torch._inductor import config, ir
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.dependencies import MemoryDep, WeakDep
+from torch._inductor.memory import estimate_peak_memory, get_freeable_input_buf
 from torch._inductor.scheduler import BaseSchedulerNode, OutputNode
 from torch._inductor.utils import BoxedBool
 from torch._inductor.virtualized import V
+from torch.utils._ordered_set import OrderedSet
 
 from passes.buffer_reuse import hold_for_reuse
 from passes.joint import output_node
@@ -103,7 +105,7 @@ def _program(nodes: Sequence[BaseSchedulerNode], workspace_of: WorkspaceOf) -> P
     launches = _launches(nodes)
     kernels = tuple(_kernel(launch, memory, workspace_of) for launch in launches)
     program = Program(kernels, nbytes, tuple(graph.graph_input_names), outputs)
-    return hold_for_reuse(program, [_pooled(launch) for launch in launches])
+    return hold_for_reuse(program, [_pooled(launch) for launch in launches], _live(launches))
 
 
 @dataclass(frozen=True)
@@ -180,16 +182,17 @@ def _kernel(
     leaves = [leaf for node in launch for leaf in node.get_nodes()]
     origins = [origin for leaf in leaves if (origin := _origin(leaf)) is not None]
     made = [
-        (buffer, {leaf.get_name() for leaf in node.get_nodes()})
+        (buffer, loop_of)
         for node in launch
+        for loop_of in [_loops(node)]
         for buffer in _made(node)
         if memory.owner[buffer.get_name()] == buffer.get_name()
     ]
     own = {buffer.get_name() for buffer, _ in made}
     outputs = [
         buffer.get_name()
-        for buffer, members in made
-        if buffer.get_name() in memory.returned or not _is_local(buffer, members)
+        for buffer, loop_of in made
+        if buffer.get_name() in memory.returned or not _is_local(buffer, loop_of)
     ]
     reads = dict.fromkeys(
         memory.owner[dep.name]
@@ -238,9 +241,24 @@ def _made(node: BaseSchedulerNode) -> Iterable[Any]:
             yield buffer
 
 
-def _is_local(buffer: Any, members: set[str]) -> bool:
-    """Whether a buffer is read in its own loops alone, which then never store it."""
-    return all(user.is_weak or user.get_name() in members for user in buffer.users)
+def _loops(node: BaseSchedulerNode) -> dict[str, int]:
+    """Number the loops of fused leaves: what reads a reduction's result runs in later ones."""
+    loop_of: dict[str, int] = {}
+    maker: dict[str, BaseSchedulerNode] = {}
+    for leaf in node.get_nodes():
+        before = [maker[dep.name] for dep in leaf.read_writes.reads if dep.name in maker]
+        loop_of[leaf.get_name()] = max(
+            (loop_of[other.get_name()] + other.is_reduction() for other in before), default=0
+        )
+        maker.update((buffer.get_name(), leaf) for buffer in leaf.get_outputs())
+    return loop_of
+
+
+def _is_local(buffer: Any, loop_of: Mapping[str, int]) -> bool:
+    """Whether a buffer is read in the loops alone that make it, which then never store it."""
+    made_in = loop_of.get(buffer.defining_op_name())
+    readers = [user.get_name() for user in buffer.users if not user.is_weak]
+    return all(name in loop_of and loop_of[name] == made_in for name in readers)
 
 
 def _reused(
@@ -277,6 +295,16 @@ def _is_last_reader(leaf: BaseSchedulerNode, name: str, memory: _Memory) -> bool
     return last == leaf.get_name() and not any(
         at == place and other not in leaf.ancestors for at, other in others
     )
+
+
+def _live(launches: Sequence[Sequence[BaseSchedulerNode]]) -> list[list[int]]:
+    """Inductor's own estimate of the bytes that are live at each node."""
+    nodes = [node for launch in launches for node in launch]
+    freeable = get_freeable_input_buf(nodes, OrderedSet(V.graph.graph_inputs))
+    outputs = OrderedSet(V.graph.get_output_names())
+    _, at_node = estimate_peak_memory(nodes, freeable, outputs)
+    estimates = iter(at_node)
+    return [[next(estimates) for _ in launch] for launch in launches]
 
 
 def _pooled(launch: Sequence[BaseSchedulerNode]) -> set[str]:

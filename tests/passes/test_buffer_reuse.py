@@ -13,9 +13,10 @@ def kernel(name, outputs, reads, reused=()):
     return Kernel(name, "", tuple(outputs), tuple(reads), reused=tuple(reused))
 
 
-def held(given, pooled=None):
+def held(given, pooled=None, live=None):
     """The program, with the reads that were added, by kernel."""
-    result = hold_for_reuse(given, pooled or [set(k.outputs) for k in given.kernels])
+    pooled = pooled or [set(k.outputs) for k in given.kernels]
+    result = hold_for_reuse(given, pooled, live or [[0] for _ in given.kernels])
     pairs = zip(given.kernels, result.kernels, strict=True)
     added = {new.name: new.reads[len(old.reads) :] for old, new in pairs}
     for old, new in zip(given.kernels, result.kernels, strict=True):
@@ -50,20 +51,23 @@ def test_what_a_call_allocates_itself_neither_takes_nor_gives():
     assert held(chain(), [set(), set(), {"c"}, {"d"}]) == {}
 
 
-def with_a_peak(nbytes):
-    """The chain with small buffers in between, and a last kernel that makes another buffer."""
-    *first, last = chain().kernels
-    last = kernel("k4", "de", last.reads)
-    return program(*first, last, outputs=("d", "e"), b=20, c=40, e=nbytes)
-
-
 def test_a_buffer_is_held_over_a_kernel_that_leaves_room_under_the_peak():
-    # While k3 runs, b and c are live: with a held they are 160 bytes, and 170 are live at k4.
-    assert held(with_a_peak(30)) == {"k4": ("a",)}
+    # Only the first and the last buffer are of one size, and k3 runs in between.
+    given = chain(b=30, c=40)
+    assert held(given, live=[[0], [160], [20, 60], [0]]) == {"k4": ("a",)}
+    assert held(given, live=[[0], [160], [60, 20], [0]]) == {"k4": ("a",)}
 
 
 def test_a_buffer_is_not_held_over_the_peak():
-    assert held(with_a_peak(19)) == {}
+    assert held(chain(b=30, c=40), live=[[0], [159], [20, 60], [0]]) == {}
+
+
+def test_what_is_held_counts_for_the_next():
+    kernels = [kernel("k1", "ab", "x"), kernel("k2", "c", "ab"), kernel("k3", "d", "c")]
+    given = program(*kernels, kernel("k4", "ef", "d"), outputs=("e", "f"), c=30, d=40)
+    room_for_two, room_for_one = [[0], [300], [100], [0]], [[0], [299], [100], [0]]
+    assert held(given, live=room_for_two) == {"k4": ("b", "a")}
+    assert held(given, live=room_for_one) == {"k4": ("b",)}
 
 
 def test_what_is_reused_in_place_is_not_free_any_more():
