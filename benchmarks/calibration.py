@@ -32,7 +32,7 @@ from xconv_fx.calibration import Calibration
 from xconv_fx.calibration_run import calibrate
 
 _DEFAULT_NETS = ("resnet18", "unet2d", "cifar_net", "unet2d_group")
-_DEFAULT_BUDGETS = (0.10, 0.06, 0.04)
+_DEFAULT_BUDGETS = (0.10, 0.06, 0.05, 0.04)
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def measure_nets(
     help="Share of memory; may be given several times.",
 )
 @click.option("--steps", type=click.IntRange(min=0), default=60, help="Training steps before.")
-@click.option("--samples", type=click.IntRange(min=2), default=12, help="Seeds, and batches.")
+@click.option("--samples", type=click.IntRange(min=2), default=6, help="Seeds, and batches.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False))
 def main(
     net_names: tuple[str, ...],
