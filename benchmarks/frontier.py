@@ -18,18 +18,20 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.frontier_chart import draw_charts, require_matplotlib
-from benchmarks.frontier_measure import Settings, measure_model
+from benchmarks.frontier_measure import measure_model
 from benchmarks.frontier_nets import NETS, net_at
+from benchmarks.frontier_reference import Settings
 from benchmarks.frontier_results import (
     Figures,
     ModelResult,
+    Row,
     beaten_recomputations,
     dominated,
     load_results,
     rivals_over,
     save_results,
 )
-from benchmarks.frontier_ways import BASELINE, WAYS, find_ways
+from benchmarks.frontier_ways import BASELINE, SKETCHED_FAMILIES, WAYS, find_ways
 from demos.texture_data import load_photographs, split
 
 _HEADINGS = (
@@ -41,7 +43,7 @@ _HEADINGS = (
     "error",
     "/ mini-batch",
     "worst",
-    "convolutions",
+    "convolutions again",
     "compile s",
 )
 
@@ -51,7 +53,8 @@ def results_table(result: ModelResult) -> Table:
     shape = "x".join(map(str, result.input_shape))
     weights = f"weights {result.weights_nbytes / 1e6:.1f} MB"
     noise = f"mini-batch noise {result.minibatch_noise:.3f}"
-    title = f"{result.model} {shape}, ratios to {BASELINE}; {weights}, {noise}"
+    kinks = f"eager and {BASELINE} differ by {result.kink_error:.1g}"
+    title = f"{result.model} {shape}, ratios to {BASELINE}; {weights}, {noise}, {kinks}"
     table = Table(title=title, title_justify="left")
     table.add_column("way", no_wrap=True)
     for heading in _HEADINGS:
@@ -63,7 +66,9 @@ def results_table(result: ModelResult) -> Table:
         if row.figures is None or base is None:
             table.add_row(row.way, *("" for _ in _HEADINGS), f"failed: {row.failure}")
         else:
-            table.add_row(row.way, *_cells(row.figures, base), " ".join(rivals.get(row.way, ())))
+            table.add_row(
+                row.way, *_cells(row, row.figures, base), " ".join(rivals.get(row.way, ()))
+            )
     return table
 
 
@@ -81,7 +86,8 @@ def verdicts(result: ModelResult) -> list[str]:
     return [f"{result.model}: {line}" for line in lines]
 
 
-def _cells(figures: Figures, base: Figures) -> list[str]:
+def _cells(row: Row, figures: Figures, base: Figures) -> list[str]:
+    again = figures.num_convolutions - base.num_convolutions
     noise = (f"{figures.error:.3g}", f"{figures.noise_share:.3f}", f"{figures.worst_share:.2f}")
     if figures.exact:
         noise = (f"{figures.error:.1g}", "exact", "")
@@ -92,7 +98,7 @@ def _cells(figures: Figures, base: Figures) -> list[str]:
         f"{figures.time_us / 1e3:.0f}",
         f"{figures.time_ratio:.2f}",
         *noise,
-        str(figures.num_convolutions),
+        "" if row.family in SKETCHED_FAMILIES else str(again),
         f"{figures.compile_s:.0f}",
     ]
 

@@ -1,9 +1,9 @@
 """Measures every way of the frontier on one model: memory, time and gradients.
 
 In: a net, photographs and ways (`benchmarks.frontier_ways`). Out: a
-`benchmarks.frontier_results.ModelResult`. The net is trained for some steps first, eagerly, so
-that the mini-batch noise is that of a training under way. All ways then run at the same weights on
-the same batch. The loss is computed outside of what they compile or round, alike for all.
+`benchmarks.frontier_results.ModelResult`. All ways run at the same weights on the same batch,
+those of `benchmarks.frontier_reference`. The loss is computed outside of what they compile or
+round, alike for all.
 """
 
 from __future__ import annotations
@@ -15,28 +15,22 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import xconv_fx
+from benchmarks.frontier_reference import (
+    Reference,
+    Settings,
+    gradient_errors,
+    make_reference,
+    run_step,
+    with_baseline,
+)
 from benchmarks.frontier_results import Figures, ModelResult, Row
 from benchmarks.frontier_ways import BASELINE, Run, Way
-from benchmarks.gradient_noise import gradients_of
-from benchmarks.gradient_statistics import (
-    minibatch_noise,
-    relative_rms_error,
-    root_mean_square,
-)
+from benchmarks.gradient_statistics import root_mean_square
 from benchmarks.measure import StepMemory, step_memory, step_times
-from benchmarks.parameter_noise import Gradients, parameter_kinds, vanishing_gradients
-from benchmarks.trained_nets import (
-    BenchmarkNet,
-    LabelledBatch,
-    build_net,
-    draw_batch,
-    loss_of,
-    train,
-)
+from benchmarks.trained_nets import BenchmarkNet, loss_of
 from demos.texture_data import TextureData
 from xconv_fx import audit
 
@@ -45,43 +39,6 @@ _MAX_REASON = 300
 
 class NotSketchedError(RuntimeError):
     """The backend compiled a graph exactly, so that its figures would be those of another way."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How much is measured.
-
-    Attributes:
-        num_steps: training steps before.
-        num_rounds: timed rounds.
-        num_seeds: steps of a random way that its error is the mean of.
-        num_batches: independent batches for the mini-batch noise, at least 2.
-    """
-
-    num_steps: int = 20
-    num_rounds: int = 5
-    num_seeds: int = 4
-    num_batches: int = 8
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What all ways are compared with.
-
-    Attributes:
-        model: trained, in training mode.
-        batch: of the step that is measured.
-        parameters: of the model, by name.
-        exact: eager's gradients of that step.
-        noise: mini-batch noise of the weights of convolutions and linear layers, by name; those
-            whose gradient vanishes are left out.
-    """
-
-    model: nn.Module
-    batch: LabelledBatch
-    parameters: Mapping[str, nn.Parameter]
-    exact: Gradients
-    noise: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -122,64 +79,29 @@ def measure_model(
     trials: dict[str, _Trial] = {}
     failures: dict[str, str] = {}
     ways = list(ways)
-    for way in ways:
+    # The baseline first: its gradients are a reference for the others.
+    for way in sorted(ways, key=lambda way: way.name != BASELINE):
         try:
             trials[way.name] = _try_way(way, reference, settings.num_seeds)
-            announce(f"{net.name}: {way.name} runs")
         except Exception as error:  # noqa: BLE001  a way that fails is a finding
             failures[way.name] = reason_of(error)
             announce(f"{net.name}: {way.name} failed: {failures[way.name]}")
+            continue
+        announce(f"{net.name}: {way.name} runs")
+        if way.name == BASELINE:
+            reference = with_baseline(reference, trials[BASELINE].run)
     if BASELINE not in trials:
         raise RuntimeError(
             f"frontier: {BASELINE} failed on {net.name}, so that no ratio can be taken: "
             f"{failures.get(BASELINE, 'it is not among the ways')}"
         )
     figures = _figures(trials, reference, settings.num_rounds)
-    rows = [
+    rows = tuple(
         Row(way.name, way.family, way.note, figures.get(way.name), failures.get(way.name))
         for way in ways
-    ]
-    return ModelResult(
-        model=net.name,
-        input_shape=tuple(reference.batch.images.shape),
-        weights_nbytes=sum(p.nbytes for p in reference.parameters.values()),
-        minibatch_noise=root_mean_square(reference.noise.values()),
-        environment=environment(),
-        settings={**asdict(settings), "model_options": dict(net.options)},
-        rows=tuple(rows),
     )
-
-
-def make_reference(net: BenchmarkNet, data: TextureData, settings: Settings) -> Reference:
-    """Train a net, and compute its exact gradients and their mini-batch noise."""
-    generator = torch.Generator().manual_seed(0)
-    model = build_net(net, seed=0)
-    train(net, model, data, settings.num_steps, generator)
-    parameters = dict(model.named_parameters())
-    batch = draw_batch(net, data, generator)
-    exact = gradients_of(model, parameters, batch)
-    of_batches = [
-        gradients_of(model, parameters, draw_batch(net, data, generator))
-        for _ in range(settings.num_batches)
-    ]
-    kinds, vanishing = parameter_kinds(model), vanishing_gradients(exact)
-    noise = {
-        name: minibatch_noise([gradients[name] for gradients in of_batches])
-        for name in exact
-        if kinds[name] == "weight" and name not in vanishing
-    }
-    return Reference(model, batch, parameters, exact, noise)
-
-
-def gradient_errors(run: Run, reference: Reference, num_seeds: int) -> dict[str, float]:
-    """Compute the relative rms errors of the weights' gradients over steps on the same batch."""
-    estimates = [gradients_of(run, reference.parameters, reference.batch) for _ in range(num_seeds)]
-    return {
-        name: relative_rms_error(
-            (gradients[name] for gradients in estimates), reference.exact[name]
-        )
-        for name in reference.noise
-    }
+    kink_error = root_mean_square(trials[BASELINE].errors.values())
+    return _model_result(net, reference, settings, kink_error, rows)
 
 
 def count_convolutions(step: Callable[[], object]) -> int:
@@ -205,10 +127,23 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"[:_MAX_REASON]
 
 
-def run_step(run: Run, reference: Reference) -> None:
-    """Run a training step without the update: forward, backward, gradients dropped."""
-    torch.autograd.backward(loss_of(run, reference.batch))
-    reference.model.zero_grad(set_to_none=True)
+def _model_result(
+    net: BenchmarkNet,
+    reference: Reference,
+    settings: Settings,
+    kink_error: float,
+    rows: tuple[Row, ...],
+) -> ModelResult:
+    return ModelResult(
+        model=net.name,
+        input_shape=tuple(reference.batch.images.shape),
+        weights_nbytes=sum(p.nbytes for p in reference.parameters.values()),
+        minibatch_noise=root_mean_square(reference.noise.values()),
+        kink_error=kink_error,
+        environment=environment(),
+        settings={**asdict(settings), "model_options": dict(net.options)},
+        rows=rows,
+    )
 
 
 def _try_way(way: Way, reference: Reference, num_seeds: int) -> _Trial:
@@ -249,6 +184,8 @@ def _figures(
     with torch.compiler.set_stance("fail_on_recompile"):
         times = step_times(steps, baseline=BASELINE, num_rounds=num_rounds, num_warmup=1)
     noise = root_mean_square(reference.noise.values())
+    errors = {name: trial.errors for name, trial in trials.items()}
+    errors[BASELINE] = dict.fromkeys(reference.noise, 0.0)  # it is a reference itself
     return {
         name: Figures(
             peak_nbytes=trial.memory.peak_nbytes,
@@ -256,9 +193,9 @@ def _figures(
             time_us=times[name].median_us,
             time_ratio=times[name].ratio,
             compile_s=trial.compile_s,
-            error=(error := root_mean_square(trial.errors.values())),
+            error=(error := root_mean_square(errors[name].values())),
             noise_share=error / noise,
-            worst_share=_worst(trial.errors, reference.noise),
+            worst_share=_worst(errors[name], reference.noise),
             num_convolutions=trial.num_convolutions,
         )
         for name, trial in trials.items()

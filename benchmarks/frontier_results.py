@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROUNDING = 1e-3
+ROUNDING = 1e-4
 """Relative errors below are another order of summation, through tens of layers, and no noise."""
 
 SHARE_OF_NOISE = 0.25
@@ -30,11 +30,12 @@ class Figures:
         time_ratio: median over the rounds of the time over the baseline's.
         compile_s: time of the first step.
         error: relative rms error of the gradients, rms over weight tensors of convolutions and
-            linear layers; rounding where the way is exact.
+            linear layers, to the nearer of the exact gradients of eager and of the baseline;
+            rounding where the way is exact.
         noise_share: that error over the mini-batch noise of the same tensors.
         worst_share: the same of the tensor where it is the largest.
-        num_convolutions: convolutions that a step called, other than those within the ops of
-            their gradients; more than the baseline's where the backward computes some again.
+        num_convolutions: calls of ``aten.convolution`` in a step. What the baseline's step has
+            not are computed again, but for xconv, whose gradients are such calls themselves.
     """
 
     peak_nbytes: int
@@ -81,6 +82,8 @@ class ModelResult:
         input_shape: of the batch.
         weights_nbytes: of its parameters, and so of their gradients.
         minibatch_noise: rms over the weight tensors.
+        kink_error: error of the baseline's gradients to eager's. Both are exact; where a maximum
+            or a relu is decided by the last bit, their kernels decide it differently.
         environment: torch's version, device, threads.
         settings: of the run.
         rows: one a way.
@@ -90,6 +93,7 @@ class ModelResult:
     input_shape: tuple[int, ...]
     weights_nbytes: int
     minibatch_noise: float
+    kink_error: float
     environment: Mapping[str, Any]
     settings: Mapping[str, Any]
     rows: tuple[Row, ...]

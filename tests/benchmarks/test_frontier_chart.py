@@ -17,7 +17,7 @@ def result() -> ModelResult:
         for i, way in enumerate(WAYS)
     ]
     rows[0] = Row("eager", "stock", "", None, "RuntimeError: no memory")
-    return ModelResult("net", (2, 3, 8, 8), 40, 0.5, {}, {}, tuple(rows))
+    return ModelResult("net", (2, 3, 8, 8), 40, 0.5, 1e-3, {}, {}, tuple(rows))
 
 
 def test_a_model_becomes_a_picture_in_a_new_folder(result: ModelResult, tmp_path: Path) -> None:

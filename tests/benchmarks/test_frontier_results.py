@@ -28,7 +28,7 @@ FAILED = Row("fp8", "fp8", "a way", None, "RuntimeError: no such kernel")
 
 
 def result(model: str, *rows: Row) -> ModelResult:
-    return ModelResult(model, (2, 3, 8, 8), 40, 0.5, {"torch": "2"}, {"num_steps": 1}, rows)
+    return ModelResult(model, (2, 3, 8, 8), 40, 0.5, 1e-3, {"torch": "2"}, {"num_steps": 1}, rows)
 
 
 def test_a_way_is_dominated_by_one_no_worse_in_any_and_better_in_one() -> None:
