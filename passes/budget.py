@@ -16,6 +16,7 @@ same table and limit give the same plan.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ _NEGLIGIBLE = 0.005
 # A peak this near under the limit, as a share of it, is near enough; what is measured at most.
 _SLACK_SHARE = 50
 _MAX_TRIALS = 6
+
+_PlanAt = Callable[[float], Plan]
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,20 @@ def plan_within(
     Returns:
         The plan and what it takes.
     """
+    return _plan_within(costs, limit_nbytes, measure, _solver(costs))
+
+
+def _solver(costs: CostTable) -> _PlanAt:
+    """Return what makes the plan at a price, and remembers it: a cut takes its time."""
+    return functools.cache(functools.partial(make_plan, costs))
+
+
+def _plan_within(
+    costs: CostTable,
+    limit_nbytes: int,
+    measure: Callable[[Plan], int] | None,
+    plan_at: _PlanAt,
+) -> BudgetedPlan:
     known: dict[tuple[Decision, ...], int] = {}
 
     def measured(plan: Plan) -> BudgetedPlan:
@@ -82,24 +99,24 @@ def plan_within(
             known[plan.decisions] = plan.kept_nbytes if measure is None else measure(plan)
         return BudgetedPlan(plan, known[plan.decisions], limit_nbytes)
 
-    exact = measured(make_plan(costs, math.inf))
+    exact = measured(plan_at(math.inf))
     if exact.fits:
         return exact
-    best = measured(make_plan(costs, 0.0))
+    best = measured(plan_at(0.0))
     if not best.fits:
         return best
     low, high = 0, len(_GRID)
     while low < high:
         middle = (low + high) // 2
-        tried = measured(make_plan(costs, _GRID[middle]))
+        tried = measured(plan_at(_GRID[middle]))
         if tried.fits:
             best, low = tried, middle + 1
         else:
             high = middle
     if 0 < low < len(_GRID):
         prices = (_GRID[low - 1], _GRID[low])
-        best = _bisect(best, prices, lambda price: measured(make_plan(costs, price)))
-    dearer = [make_plan(costs, price) for price in _GRID[low::2][:_NUM_DEARER]]
+        best = _bisect(best, prices, lambda price: measured(plan_at(price)))
+    dearer = [plan_at(price) for price in _GRID[low::2][:_NUM_DEARER]]
     candidates = [_fitted(costs, plan, best) for plan in (best.plan, *dearer)]
     for candidate in sorted(candidates, key=lambda plan: _harm(costs, plan)):
         if _harm(costs, candidate) >= _harm(costs, best.plan):
@@ -150,7 +167,8 @@ def plan_within_peak(
         The plan and its peak: at most the limit and, where it can be, no further below than a
         fiftieth of it.
     """
-    exact = make_plan(costs, math.inf)
+    plan_at = _solver(costs)
+    exact = plan_at(math.inf)
     last = BudgetedPlan(exact, measure(exact), limit_nbytes)
     if last.fits:
         return last
@@ -158,7 +176,7 @@ def plan_within_peak(
     tried = {exact.decisions}
     for _ in range(_MAX_TRIALS):
         beside_nbytes = last.measured_nbytes - last.plan.kept_nbytes
-        plan = plan_within(costs, limit_nbytes - beside_nbytes).plan
+        plan = _plan_within(costs, limit_nbytes - beside_nbytes, None, plan_at).plan
         if plan.decisions in tried:
             break
         tried.add(plan.decisions)
@@ -169,7 +187,7 @@ def plan_within_peak(
             break
     if best is not None:
         return best
-    least = make_plan(costs, 0.0)
+    least = plan_at(0.0)
     return (
         last
         if least.decisions == last.plan.decisions
