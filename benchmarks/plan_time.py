@@ -45,7 +45,11 @@ PASSES: Mapping[str, tuple[tuple[str, str], ...]] = MappingProxyType(
     {
         "expose": (("passes.pipeline", "expose"),),
         "estimate": (("passes.pipeline", "estimate_costs"),),
-        "plan": (("passes.pipeline", "make_plan"), ("xconv_fx.budget", "plan_within")),
+        "plan": (
+            ("passes.pipeline", "make_plan"),
+            ("xconv_fx.budget", "plan_within"),
+            ("xconv_fx.budget", "plan_within_peak"),
+        ),
         "sketch": (("passes.pipeline", "apply_plan"),),
         "partition": (("passes.pipeline", "partition"),),
         "verify": tuple(
@@ -54,7 +58,7 @@ PASSES: Mapping[str, tuple[tuple[str, str], ...]] = MappingProxyType(
         "lower": (("passes.pipeline", "lower"),),
         "memory": (("xconv_fx.backend", "predict_step_memory"),),
         "audit": (("xconv_fx.audit", "make_report"), ("xconv_fx.backend", "_announce")),
-        "exact": (("xconv_fx.backend", "_partition_exact"),),
+        "exact": (("xconv_fx.backend", "partition_exact"),),
     }
 )
 # What the partition function takes outside of all passes.

@@ -96,7 +96,7 @@ def test_the_time_of_a_function_that_raises_is_charged_too(clock):
 def test_every_pass_is_accounted_for(small):
     call = xconv_fx.backend._PartitionFunction.__call__
     watch, report = plan_time.planning(*small, None)
-    assert set(watch.own_s) == {*PASSES, OTHER} - {"exact"}
+    assert set(watch.own_s) == {*PASSES, OTHER} - {"exact", "memory"}
     assert all(seconds > 0 for seconds in watch.own_s.values())
     assert watch.calls["sketch"] == watch.calls["partition"] == watch.calls["lower"] == 1
     assert report.predicted_peak_nbytes
@@ -108,7 +108,7 @@ def test_a_share_partitions_exactly_and_a_budget_in_bytes_tries_plans(small):
     share, _ = plan_time.planning(*small, 0.5)
     assert share.calls["exact"] == 1
     searched, report = plan_time.planning(*small, 1)
-    assert searched.calls["sketch"] == searched.calls["memory"] - 1 == 2
+    assert searched.calls["sketch"] == searched.calls["memory"] >= 2
     assert report.predicted_peak_nbytes > 1
 
 
