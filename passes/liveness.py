@@ -203,6 +203,13 @@ def _kept_positions(split: Partition) -> list[int]:
     return [i for i in kept if tensor_val(outputs[i]) is not None]
 
 
+def received_positions(split: Partition) -> list[tuple[int, int]]:
+    """Return which input of the backward is which output of the forward, tensors only."""
+    inputs = enumerate(split.backward.graph.find_nodes(op="placeholder"))
+    given = [i for i, n in inputs if not is_tangent(n) and tensor_val(n) is not None]
+    return list(zip(given, _kept_positions(split), strict=True))
+
+
 def visible_outputs(split: Partition) -> list[int]:
     """Return where among the forward's outputs those are that the caller sees.
 

@@ -48,9 +48,11 @@ class _Reader:
 
     workspace_of: WorkspaceOf
     program: Program | None = field(default=None)
+    output_strides: tuple[tuple[int, ...] | None, ...] = ()
 
     def __call__(self, nodes: list[BaseSchedulerNode]) -> list[BaseSchedulerNode]:
         self.program = _program(nodes, self.workspace_of)
+        self.output_strides = tuple(map(_output_stride, V.graph.graph_outputs))
         raise _ScheduledError
 
 
@@ -61,7 +63,8 @@ def read_schedule(
     is_backward: bool,
     visible_outputs: Sequence[int],
     workspace_of: WorkspaceOf,
-) -> Program:
+    input_strides: Mapping[int, tuple[int, ...]] | None = None,
+) -> tuple[Program, tuple[tuple[int, ...] | None, ...]]:
     """Return the kernels that Inductor would run for a graph.
 
     Takes about as long as compiling without generating and compiling code.
@@ -73,13 +76,21 @@ def read_schedule(
         visible_outputs: positions of the outputs whose strides the user sees.
         workspace_of: of a call of torch's own and its tensors as Inductor lays them out: bytes
             that it needs while it runs.
+        input_strides: by position, of inputs whose layout is not that of the graph: what a
+            forward keeps is laid out as Inductor likes.
 
     Returns:
-        The kernels, with buffers named as Inductor names them.
+        The kernels, with buffers named as Inductor names them, and the outputs' strides.
     """
     copied = fx.GraphModule(module, copy.deepcopy(module.graph))
     output_node(copied.graph).meta["user_visible_output_idxs"] = list(visible_outputs)
     inputs = [node.meta["val"] for node in copied.graph.find_nodes(op="placeholder")]
+    for position, stride in (input_strides or {}).items():
+        val = inputs[position]
+        with val.fake_mode:
+            inputs[position] = torch.empty_strided(
+                val.shape, stride, dtype=val.dtype, device=val.device
+            )
     reader = _Reader(workspace_of)
     # A graph found in the cache would never be scheduled.
     own = {"_post_fusion_custom_pass": reader, "fx_graph_cache": False}
@@ -90,7 +101,7 @@ def read_schedule(
             if reader.program is None:
                 raise
     assert reader.program is not None, "Inductor compiled a graph without scheduling it"
-    return reader.program
+    return reader.program, reader.output_strides
 
 
 def _program(nodes: Sequence[BaseSchedulerNode], workspace_of: WorkspaceOf) -> Program:
@@ -326,6 +337,12 @@ def _output_value(output: Any, owner: Mapping[str, str]) -> str | None:
         return None
     name: str = output.get_name()
     return owner.get(name, name)
+
+
+def _output_stride(output: Any) -> tuple[int, ...] | None:
+    if isinstance(output, (ir.NoneAsConstantBuffer, ir.ShapeAsConstantBuffer)):
+        return None
+    return tuple(_hint(s) for s in output.get_layout().stride)
 
 
 def _input_nbytes(value: Any) -> int:

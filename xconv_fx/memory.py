@@ -10,7 +10,12 @@ import torch
 from torch import fx
 
 from passes.kernels import interpret
-from passes.liveness import MemoryEstimate, predict_memory, visible_outputs
+from passes.liveness import (
+    MemoryEstimate,
+    predict_memory,
+    received_positions,
+    visible_outputs,
+)
 from passes.partition import Partition
 from passes.workspace import (
     Layouts,
@@ -45,11 +50,16 @@ def predict_step_memory(
         return predict_memory(split, forward, backward)
     workspace_of = partial(workspace_nbytes, others=WORKSPACES)
     read = partial(read_schedule, settings=settings, workspace_of=workspace_of)
-    return predict_memory(
-        split,
-        read(split.forward, is_backward=False, visible_outputs=visible_outputs(split)),
-        read(split.backward, is_backward=True, visible_outputs=()),
+    forward, strides = read(
+        split.forward, is_backward=False, visible_outputs=visible_outputs(split)
     )
+    received = {
+        given: stride
+        for given, kept in received_positions(split)
+        if (stride := strides[kept]) is not None
+    }
+    backward, _ = read(split.backward, is_backward=True, visible_outputs=(), input_strides=received)
+    return predict_memory(split, forward, backward)
 
 
 def _input_gradient_nbytes(node: fx.Node, laid_out: Layouts) -> int:

@@ -123,11 +123,19 @@ def test_a_share_holds_for_other_batch_sizes_without_recompiling():
     assert len(xconv_fx.all_reports()) == 1
 
 
-@pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
-def test_what_is_predicted_is_what_is_measured(inner):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"inner": "aot_eager"},
+        {"inner": "inductor"},
+        # Raw values are kept in the layout that Inductor gives them in the forward.
+        {"inner": "inductor", "memory_budget": 1.0},
+    ],
+)
+def test_what_is_predicted_is_what_is_measured(options):
     torch.compiler.reset()
     net = WithLoss(make_net())
-    step = torch.compile(net, backend=xconv, options={"inner": inner})
+    step = torch.compile(net, backend=xconv, options=options)
     x = data()
     for _ in range(2):
         step(x).backward()

@@ -13,7 +13,14 @@ from xconv_fx._schedule import read_schedule
 aten = torch.ops.aten
 
 
-def schedule(function, *args, settings=None, workspace_of=lambda _node, **_: 0, visible=()):
+def schedule(
+    function,
+    *args,
+    settings=None,
+    workspace_of=lambda _node, **_: 0,
+    visible=(),
+    input_strides=None,
+):
     def returning_a_tuple(*args):
         outputs = function(*args)
         return outputs if isinstance(outputs, tuple) else (outputs,)
@@ -21,12 +28,13 @@ def schedule(function, *args, settings=None, workspace_of=lambda _node, **_: 0, 
     table = _torch.inductor_decompositions()
     module = make_fx(returning_a_tuple, decomposition_table=table, tracing_mode="fake")(*args)
     before = str(module.graph)
-    program = read_schedule(
+    program, _ = read_schedule(
         module,
         {**_torch.inductor_settings(), **(settings or {})},
         is_backward=False,
         visible_outputs=visible,
         workspace_of=workspace_of,
+        input_strides=input_strides,
     )
     assert str(module.graph) == before
     return program
@@ -157,6 +165,23 @@ def test_layout_copies_of_inductor_are_there():
     program = schedule(step, torch.ones(2, 64, 16, 16), *weights)
     made = [name for kernel in program.kernels for name in kernel.outputs]
     assert sizes(program, made).count(64 * 64 * 9 * 4) == 8
+
+
+def test_inputs_may_be_laid_out_otherwise_than_the_graph_says():
+    def step(x, w):
+        return torch.ops.aten.convolution.default(
+            x, w, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1
+        )
+
+    x, w = torch.ones(2, 64, 16, 16), torch.ones(64, 64, 3, 3)
+    copied = schedule(step, x, w)
+    # Channels-last already: no copy of the input is made.
+    given = schedule(step, x, w, input_strides={0: (16384, 1, 1024, 64)})
+    made = [
+        [v for k in program.kernels for v in k.outputs if program.nbytes[v] == x.nbytes]
+        for program in (copied, given)
+    ]
+    assert [len(values) for values in made] == [2, 1]
 
 
 def test_what_inductor_cannot_lower_is_its_own_error():
