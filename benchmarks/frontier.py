@@ -55,7 +55,11 @@ def results_table(result: ModelResult) -> Table:
     noise = f"mini-batch noise {result.minibatch_noise:.3f}"
     kinks = f"eager and {BASELINE} differ by {result.kink_error:.1g}"
     title = f"{result.model} {shape}, ratios to {BASELINE}; {weights}, {noise}, {kinks}"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    table.caption = (
+        "noise: to the nearer of eager's and the baseline's exact gradients; exact ways differ by "
+        "rounding at kinks. rounding: eager kernels, which a compiler would fuse."
+    )
     table.add_column("way", no_wrap=True)
     for heading in _HEADINGS:
         table.add_column(heading, justify="right")
@@ -89,7 +93,7 @@ def verdicts(result: ModelResult) -> list[str]:
 def _cells(row: Row, figures: Figures, base: Figures) -> list[str]:
     again = figures.num_convolutions - base.num_convolutions
     noise = (f"{figures.error:.3g}", f"{figures.noise_share:.3f}", f"{figures.worst_share:.2f}")
-    if figures.exact:
+    if row.exact:
         noise = (f"{figures.error:.1g}", "exact", "")
     return [
         f"{figures.peak_nbytes / 1e6:.1f}",

@@ -13,7 +13,6 @@ from typing import Any
 import click
 
 from benchmarks.frontier_results import (
-    ROUNDING,
     SHARE_OF_NOISE,
     Figures,
     ModelResult,
@@ -30,8 +29,9 @@ _COLORS = {
     "paper": "C2",
     "xconv": "C3",
 }
+_LABEL_OFFSETS = ((5, 4), (5, -10), (5, 13), (5, -19))
 # Where the noise of exact ways is drawn, on an axis that has no zero.
-_EXACT_LEVEL = ROUNDING
+_EXACT_LEVEL = 1e-3
 
 
 def require_matplotlib() -> Any:
@@ -90,8 +90,9 @@ def _draw_time(axes: Any, result: ModelResult) -> None:
 
 def _draw_noise(axes: Any, result: ModelResult) -> None:
     noise = {
-        way: _EXACT_LEVEL if figures.exact else figures.noise_share
-        for way, figures in _measured(result).items()
+        row.way: _EXACT_LEVEL if row.exact else max(_EXACT_LEVEL, row.figures.noise_share)
+        for row in result.rows
+        if row.figures is not None
     }
     _draw_points(axes, result, noise)
     axes.axhline(1.0, color="grey", linestyle=":", label="mini-batch noise")
@@ -109,7 +110,7 @@ def _draw_points(axes: Any, result: ModelResult, heights: dict[str, float]) -> N
     measured = _measured(result)
     base = measured[BASELINE].peak_nbytes
     labelled: set[str] = set()
-    for row in result.rows:
+    for index, row in enumerate(result.rows):
         if row.way not in measured:
             continue
         point = (measured[row.way].peak_nbytes / base, heights[row.way])
@@ -117,7 +118,9 @@ def _draw_points(axes: Any, result: ModelResult, heights: dict[str, float]) -> N
         labelled.add(row.family)
         marker = "*" if row.family == "xconv" else "o"
         axes.plot(*point, marker, color=_COLORS[row.family], label=label)
-        axes.annotate(row.way, point, xytext=(4, 3), textcoords="offset points", fontsize=8)
+        # Neighbours in the list are often neighbours in the picture: above and below in turn.
+        offset = _LABEL_OFFSETS[index % len(_LABEL_OFFSETS)]
+        axes.annotate(row.way, point, xytext=offset, textcoords="offset points", fontsize=8)
 
 
 def _measured(result: ModelResult) -> dict[str, Figures]:

@@ -12,9 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROUNDING = 1e-4
-"""Relative errors below are another order of summation, through tens of layers, and no noise."""
-
 SHARE_OF_NOISE = 0.25
 """Noise that a way may add, as a share of mini-batch noise, to count as harmless."""
 
@@ -30,8 +27,7 @@ class Figures:
         time_ratio: median over the rounds of the time over the baseline's.
         compile_s: time of the first step.
         error: relative rms error of the gradients, rms over weight tensors of convolutions and
-            linear layers, to the nearer of the exact gradients of eager and of the baseline;
-            rounding where the way is exact.
+            linear layers, to the nearer of the exact gradients of eager and of the baseline.
         noise_share: that error over the mini-batch noise of the same tensors.
         worst_share: the same of the tensor where it is the largest.
         num_convolutions: calls of ``aten.convolution`` in a step. What the baseline's step has
@@ -48,11 +44,6 @@ class Figures:
     worst_share: float
     num_convolutions: int
 
-    @property
-    def exact(self) -> bool:
-        """Whether the error is rounding."""
-        return self.error < ROUNDING
-
 
 @dataclass(frozen=True)
 class Row:
@@ -62,6 +53,7 @@ class Row:
         way: its name.
         family: of `benchmarks.frontier_ways`.
         note: what it does.
+        exact: whether it computes the gradient exactly, so that its error is rounding.
         figures: what was measured, None where it failed.
         failure: why it failed, None where it did not.
     """
@@ -69,6 +61,7 @@ class Row:
     way: str
     family: str
     note: str
+    exact: bool
     figures: Figures | None
     failure: str | None = None
 
@@ -111,7 +104,7 @@ def dominated(rows: Sequence[Row]) -> dict[str, tuple[str, ...]]:
     Returns:
         For each dominated way those that dominate it, in the order of the rows.
     """
-    points = {row.way: _point(row.figures) for row in rows if row.figures is not None}
+    points = {row.way: _point(row, row.figures) for row in rows if row.figures is not None}
     found = {
         way: tuple(other for other in points if _dominates(points[other], points[way]))
         for way in points
@@ -201,8 +194,8 @@ def _model_result(model: dict[str, Any]) -> ModelResult:
     return ModelResult(**{**model, "input_shape": tuple(model["input_shape"]), "rows": rows})
 
 
-def _point(figures: Figures) -> tuple[float, float, float]:
-    noise = 0.0 if figures.exact else figures.noise_share
+def _point(row: Row, figures: Figures) -> tuple[float, float, float]:
+    noise = 0.0 if row.exact else figures.noise_share
     return (figures.peak_nbytes, figures.time_ratio, noise)
 
 

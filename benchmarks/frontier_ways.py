@@ -44,6 +44,7 @@ class Way:
             ``rounding``, ``paper`` or ``xconv``.
         note: what it does, a sentence.
         build: makes its callable from a model in training mode, on whose parameters it runs.
+        exact: whether it computes the gradient exactly, by storing or recomputing.
         random: whether two steps on one batch differ.
         sketched: whether it is compiled by ``backend="xconv"``.
     """
@@ -52,6 +53,7 @@ class Way:
     family: str
     note: str
     build: Callable[[nn.Module], Run]
+    exact: bool = False
     random: bool = False
     sketched: bool = False
 
@@ -118,15 +120,15 @@ def _sketched(model: nn.Module, **options: Any) -> Run:
 
 def _stock_ways() -> list[Way]:
     ways = [
-        Way("eager", "stock", "eager autograd", _eager),
-        Way(BASELINE, "stock", "torch.compile with its default backend", _compiled),
+        Way("eager", "stock", "eager autograd", _eager, exact=True),
+        Way(BASELINE, "stock", "torch.compile with its default backend", _compiled, exact=True),
     ]
     for budget in TORCH_BUDGETS:
         note = f"inductor with torch's activation_memory_budget {budget:g}"
         build = functools.partial(_budget, budget=budget)
-        ways.append(Way(f"budget-{budget:g}", "budget", note, build))
+        ways.append(Way(f"budget-{budget:g}", "budget", note, build, exact=True))
     note = "torch.utils.checkpoint around every block, then inductor"
-    ways.append(Way("checkpoint", "checkpoint", note, _checkpointed))
+    ways.append(Way("checkpoint", "checkpoint", note, _checkpointed, exact=True))
     return ways
 
 

@@ -14,7 +14,7 @@ def row(way: str, family: str, peak: int, time: float, noise: float, convolution
     figures = Figures(
         peak * 10**6, peak * 10**5, time * 1e5, time, 12.0, noise / 2, noise, noise, convolutions
     )
-    return Row(way, family, "a way", figures)
+    return Row(way, family, "a way", family in ("stock", "budget"), figures)
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def result() -> ModelResult:
     rows = (
         row("inductor", "stock", 200, 1.0, 0.0, 8),
         row("budget-0.5", "budget", 150, 1.5, 0.0, 9),
-        Row("fp8", "fp8", "a way", None, "RuntimeError: no such kernel"),
+        Row("fp8", "fp8", "a way", False, None, "RuntimeError: no such kernel"),
         row("probing-16", "paper", 100, 1.6, 0.5, 8),
         row("xconv", "xconv", 100, 1.2, 0.2, 8),
     )

@@ -13,10 +13,16 @@ from benchmarks.frontier_ways import WAYS
 @pytest.fixture
 def result() -> ModelResult:
     rows = [
-        Row(way.name, way.family, way.note, Figures(100 - i, 50, 1e3, 1 + i, 1.0, 0, 0, 0, 4))
+        Row(
+            way.name,
+            way.family,
+            way.note,
+            way.exact,
+            Figures(100 - i, 50, 1e3, 1 + i, 1.0, 0, 0, 0, 4),
+        )
         for i, way in enumerate(WAYS)
     ]
-    rows[0] = Row("eager", "stock", "", None, "RuntimeError: no memory")
+    rows[0] = Row("eager", "stock", "", True, None, "RuntimeError: no memory")
     return ModelResult("net", (2, 3, 8, 8), 40, 0.5, 1e-3, {}, {}, tuple(rows))
 
 

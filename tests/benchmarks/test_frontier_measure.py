@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -25,7 +27,7 @@ def way(name: str) -> Way:
 
 def eager_baseline() -> Way:
     """Eager under the baseline's name: nothing is compiled."""
-    return Way(BASELINE, "stock", "eager in its place", lambda model: model)
+    return Way(BASELINE, "stock", "eager in its place", lambda model: model, exact=True)
 
 
 def broken(model: nn.Module) -> nn.Module:
@@ -54,7 +56,9 @@ def test_ways_are_measured_from_end_to_end_and_one_that_fails_is_a_row(data: Tex
     assert said[0] == "tiny: inductor runs"
     assert said[1] == "tiny: broken failed: RuntimeError: UNet has no such kernel"
     base, four, two = (rows[name].figures for name in (BASELINE, "rounding-4b", "rounding-2b"))
-    assert base.exact
+    assert rows[BASELINE].exact
+    assert base.error == 0.0
+    assert not rows["rounding-4b"].exact
     assert result.kink_error == 0.0  # eager in the baseline's place
     assert base.time_ratio == 1.0
     assert 0 < four.error < two.error
@@ -89,6 +93,16 @@ def test_a_graph_that_was_compiled_exactly_is_a_failure() -> None:
 
     with pytest.raises(NotSketchedError, match=r"xconv: .* one was compiled exactly: no conv"):
         _check_sketched(way("xconv"))
+
+
+def test_a_way_that_should_be_exact_and_is_not_is_a_failure(data: TextureData) -> None:
+    posing = dataclasses.replace(way("rounding-2b"), name="posing", exact=True)
+    result = measure_model(NET, data, [eager_baseline(), posing], SETTINGS, lambda _: None)
+
+    assert result.rows[1].figures is None
+    assert "posing: expected exact gradients, whose relative error is rounding of at most 0.03" in (
+        result.rows[1].failure or ""
+    )
 
 
 def test_a_long_reason_is_cut_to_one_line() -> None:

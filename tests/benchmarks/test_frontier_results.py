@@ -19,12 +19,13 @@ from benchmarks.frontier_results import (
 def row(
     way: str, family: str, peak: int, time: float, noise: float = 0.0, convolutions: int = 4
 ) -> Row:
+    exact = family in ("stock", "budget")
     figures = Figures(peak, peak, time * 1e3, time, 1.0, noise, noise, noise, convolutions)
-    return Row(way, family, "a way", figures)
+    return Row(way, family, "a way", exact, figures)
 
 
 BASE = row("inductor", "stock", 100, 1.0)
-FAILED = Row("fp8", "fp8", "a way", None, "RuntimeError: no such kernel")
+FAILED = Row("fp8", "fp8", "a way", False, None, "RuntimeError: no such kernel")
 
 
 def result(model: str, *rows: Row) -> ModelResult:
@@ -47,10 +48,14 @@ def test_equal_ways_do_not_dominate_each_other() -> None:
     assert dominated([BASE, dataclasses.replace(BASE, way="twin")]) == {}
 
 
-def test_noise_that_is_rounding_counts_as_none() -> None:
-    rows = [row("a", "stock", 100, 1.0, 1e-6), row("b", "stock", 100, 1.0, 1e-7)]
+def test_the_rounding_of_exact_ways_counts_as_no_noise_and_that_of_others_does() -> None:
+    rows = [
+        row("a", "stock", 100, 1.0, 7e-3),
+        row("b", "budget", 100, 1.0, 1e-7),
+        row("c", "xconv", 100, 1.0, 4e-3),
+    ]
 
-    assert dominated(rows) == {}
+    assert dominated(rows) == {"c": ("a", "b")}
 
 
 def test_a_way_that_failed_takes_no_part() -> None:

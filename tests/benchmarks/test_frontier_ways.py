@@ -13,6 +13,13 @@ def test_names_are_unique_and_the_issue_s_ways_are_there() -> None:
     assert {"rounding-2b", "rounding-4b", "probing-16", "xconv", "xconv-0.05"} <= set(names)
 
 
+def test_ways_that_store_or_recompute_are_exact() -> None:
+    exact = {way.family for way in WAYS if way.exact}
+
+    assert exact == {"stock", "budget", "checkpoint"}
+    assert not exact & {way.family for way in WAYS if not way.exact}
+
+
 def test_the_baseline_is_always_among_the_ways_in_their_order() -> None:
     assert [way.name for way in find_ways(("xconv", "eager"))] == ["eager", BASELINE, "xconv"]
     assert find_ways(()) == WAYS
