@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.gradient_noise import NetNoise, TrainedStep, measure_step, prepare_step
 from benchmarks.gradient_statistics import geometric_mean, root_mean_square
 from benchmarks.parameter_noise import ParameterNoise
-from benchmarks.trained_nets import NETS, LabelledBatch, draw_batch, find_net
+from benchmarks.trained_nets import LabelledBatch, draw_batch, find_net, net_option
 from demos.texture_data import TextureData, load_photographs, split
 from xconv_fx.calibration import Calibration
 from xconv_fx.calibration_run import calibrate
@@ -199,14 +199,7 @@ def measure_nets(
 
 
 @click.command(context_settings={"show_default": True})
-@click.option(
-    "--net",
-    "net_names",
-    multiple=True,
-    type=click.Choice([net.name for net in NETS]),
-    default=_DEFAULT_NETS,
-    help="May be given several times.",
-)
+@net_option(_DEFAULT_NETS)
 @click.option(
     "--budget",
     "budgets",

@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.charts import figure_class
 from benchmarks.codec_errors import PROBINGS, draw_seeds, measure_ladder, measure_probings
 from benchmarks.codec_results import (
     CodecResult,
@@ -37,12 +38,12 @@ from benchmarks.codec_results import (
 from benchmarks.convolution_sites import capture, weight_gradients
 from benchmarks.gradient_statistics import geometric_mean, minibatch_noise
 from benchmarks.trained_nets import (
-    NETS,
     BenchmarkNet,
     LabelledBatch,
     build_net,
     draw_batch,
     find_net,
+    net_option,
     train,
 )
 from demos.texture_data import TextureData, load_photographs, split
@@ -133,13 +134,7 @@ def plot(results: Sequence[NetResult], path: Path) -> None:
     Raises:
         click.UsageError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise click.UsageError(
-            "--plot needs matplotlib, which is not installed: pip install -e '.[benchmark]'"
-        ) from error
-    figure = Figure(figsize=(6 * len(results), 5), layout="constrained")
+    figure = figure_class("--plot")(figsize=(6 * len(results), 5), layout="constrained")
     panels = figure.subplots(1, len(results), squeeze=False)[0]
     for axes, result in zip(panels, results, strict=True):
         points = plot_points(result.rungs, result.layers)
@@ -197,14 +192,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option(
-    "--net",
-    "net_names",
-    multiple=True,
-    type=click.Choice([net.name for net in NETS]),
-    default=_DEFAULT_NETS,
-    help="May be given several times.",
-)
+@net_option(_DEFAULT_NETS)
 @click.option("--steps", type=click.IntRange(min=0), default=60, help="Training steps before.")
 @click.option("--seeds", type=click.IntRange(min=1), default=4, help="Seeds of each codec.")
 @click.option("--batches", type=click.IntRange(min=2), default=32, help="For mini-batch noise.")

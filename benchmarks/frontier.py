@@ -17,7 +17,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.frontier_chart import draw_charts, require_matplotlib
+from benchmarks.charts import figure_class
+from benchmarks.frontier_chart import WANTED_BY, draw_charts
 from benchmarks.frontier_measure import measure_model
 from benchmarks.frontier_nets import NETS, net_at
 from benchmarks.frontier_reference import Settings
@@ -153,7 +154,7 @@ def main(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if folder is not None:
-        require_matplotlib()
+        figure_class(WANTED_BY)
     settings = Settings(num_steps=steps, num_rounds=rounds, num_seeds=seeds, num_batches=batches)
     for net in nets:
         start = time.perf_counter()

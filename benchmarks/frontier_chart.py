@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from benchmarks.charts import figure_class
 from benchmarks.frontier_results import (
     SHARE_OF_NOISE,
     Figures,
@@ -30,23 +31,9 @@ _COLORS = {
     "xconv": "C3",
 }
 _LABEL_OFFSETS = ((5, 4), (5, -10), (5, 13), (5, -19))
+WANTED_BY = "a chart"
 # Where the noise of exact ways is drawn, on an axis that has no zero.
 _EXACT_LEVEL = 1e-3
-
-
-def require_matplotlib() -> Any:
-    """Return matplotlib's class of figures.
-
-    Raises:
-        click.UsageError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise click.UsageError(
-            "a chart needs matplotlib, which is not installed: pip install -e '.[benchmark]'"
-        ) from error
-    return Figure
 
 
 def draw_charts(results: Iterable[ModelResult], folder: Path) -> list[Path]:
@@ -62,7 +49,7 @@ def draw_charts(results: Iterable[ModelResult], folder: Path) -> list[Path]:
     Raises:
         click.UsageError: matplotlib is not installed.
     """
-    figure_type = require_matplotlib()
+    figure_type = figure_class(WANTED_BY)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for result in results:

@@ -32,13 +32,13 @@ from benchmarks.parameter_noise import (
     summarise,
 )
 from benchmarks.trained_nets import (
-    NETS,
     BenchmarkNet,
     LabelledBatch,
     build_net,
     draw_batch,
     find_net,
     loss_of,
+    net_option,
     train,
 )
 from demos.texture_data import TextureData, load_photographs, split
@@ -230,14 +230,7 @@ def _two(value: float | None) -> str:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option(
-    "--net",
-    "net_names",
-    multiple=True,
-    type=click.Choice([net.name for net in NETS]),
-    default=_DEFAULT_NETS,
-    help="May be given several times.",
-)
+@net_option(_DEFAULT_NETS)
 @click.option("--steps", type=click.IntRange(min=0), default=60, help="Training steps before.")
 @click.option("--samples", type=click.IntRange(min=2), default=32, help="Seeds, and batches.")
 @click.option(

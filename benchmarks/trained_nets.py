@@ -13,10 +13,11 @@ the statistics of real pixels, and the first axis no content of its own.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+import click
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -102,6 +103,22 @@ NETS = (
     ),
 )
 """BatchNorm twice, GroupNorm, no norm, and InstanceNorm in three dimensions."""
+
+
+def net_option(default: Sequence[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option ``--net`` of a benchmark's command; it fills ``net_names``.
+
+    Args:
+        default: names of the networks that are measured without it.
+    """
+    return click.option(
+        "--net",
+        "net_names",
+        multiple=True,
+        type=click.Choice([net.name for net in NETS]),
+        default=default,
+        help="May be given several times.",
+    )
 
 
 def find_net(name: str) -> BenchmarkNet:

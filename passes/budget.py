@@ -118,13 +118,14 @@ def _plan_within(
         best = _bisect(best, prices, lambda price: measured(plan_at(price)))
     dearer = [plan_at(price) for price in _GRID[low::2][:_NUM_DEARER]]
     candidates = [_fitted(costs, plan, best) for plan in (best.plan, *dearer)]
-    for candidate in sorted(candidates, key=lambda plan: _harm(costs, plan)):
-        if _harm(costs, candidate) >= _harm(costs, best.plan):
+    harm_of = functools.partial(_harm, _harms(costs))
+    for candidate in sorted(candidates, key=harm_of):
+        if harm_of(candidate) >= harm_of(best.plan):
             break
         found = measured(candidate)
         if not found.fits:
             found = measured(trim(costs, candidate, found.measured_nbytes - limit_nbytes))
-        if found.fits and _harm(costs, found.plan) < _harm(costs, best.plan):
+        if found.fits and harm_of(found.plan) < harm_of(best.plan):
             return found
     return best
 
@@ -284,9 +285,14 @@ class _Choice:
         return replace(like, decisions=with_derived_noise(self.decisions.values()))
 
 
-def _harm(costs: CostTable, plan: Plan) -> float:
+_Harms = Mapping[tuple[str, Codec | None], float]
+
+
+def _harms(costs: CostTable) -> _Harms:
+    """What the noise of each codec counts on each value."""
+    return {(v.node, c.codec): c.harm * v.nbytes for v in costs.values for c in v.codecs}
+
+
+def _harm(harms: _Harms, plan: Plan) -> float:
     """The objective: what the noise of all sketches counts."""
-    harms: dict[tuple[str, Codec | None], float] = {
-        (v.node, c.codec): c.harm * v.nbytes for v in costs.values for c in v.codecs
-    }
     return sum(harms[d.node, d.codec] for d in plan.decisions if d.action is Action.SKETCH)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,29 @@ def first_difference(expected: Sequence[str], got: Sequence[str]) -> int | None:
         if one != other:
             return i
     return None if len(expected) == len(got) else min(len(expected), len(got))
+
+
+def lines_from_dict(
+    given: Mapping[str, Any], made: str, error_type: Callable[[str], ValueError] = ValueError
+) -> tuple[str, ...]:
+    """Read a graph's lines from a record's plain dict, and check that they are as they were.
+
+    Args:
+        given: with the entries ``graph`` (the lines) and ``fingerprint``.
+        made: what the record did with the graph, for the error.
+        error_type: the error to raise.
+
+    Raises:
+        KeyError: if an entry is missing.
+        ValueError: of ``error_type``, if the fingerprint is not that of the lines.
+    """
+    lines = tuple(str(line) for line in given["graph"])
+    if fingerprint(lines) != given["fingerprint"]:
+        raise error_type(
+            f"the graph {made} as {given['fingerprint']} has the fingerprint "
+            f"{fingerprint(lines)}: its lines were changed"
+        )
+    return lines
 
 
 def describe_closest(candidates: Sequence[Sequence[str]], lines: Sequence[str]) -> str:

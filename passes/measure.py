@@ -19,6 +19,7 @@ give a group's share g_i of it, and a sum of G independent shares has the square
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -75,7 +76,7 @@ class MeasureRequest:
         wanted = set(values_read(self.joint))
         for value in self.candidates():
             wanted.add(value.node)
-            wanted.update(*(_made_of(self._nodes[n], d) for n, d in self.chain(value).items()))
+            wanted.update(*(_made_of(self.nodes[n], d) for n, d in self.chain(value).items()))
         return tuple(n.name for n in self.joint.graph.nodes if n.name in wanted)
 
     def candidates(self) -> list[ValueCost]:
@@ -94,8 +95,9 @@ class MeasureRequest:
             found[value.node] = derivation
         return found
 
-    @property
-    def _nodes(self) -> dict[str, fx.Node]:
+    @functools.cached_property
+    def nodes(self) -> dict[str, fx.Node]:
+        """The graph's nodes by name, in graph order."""
         return {node.name: node for node in self.joint.graph.nodes}
 
 
@@ -140,7 +142,7 @@ class _Bench:
     paths: dict[fx.Node, bool] = field(default_factory=dict)
 
     def measure(self, value: ValueCost) -> ValueMeasurement:
-        nodes = {node.name: node for node in self.request.joint.graph.nodes}
+        nodes = self.request.nodes
         node = nodes[value.node]
         exact = self.replay.values[node]
         chain = {nodes[name]: d for name, d in self.request.chain(value).items()}
@@ -181,7 +183,7 @@ class _Bench:
         for _ in range(self.request.num_draws):
             sketched = _sketch_once(cost.codec, node, exact, self.request.rules)
             noise += squared_norm(sketched - exact) / energy if energy > 0.0 else 0.0
-            stand_ins = _derive({node: sketched}, chain, self.replay)
+            stand_ins = self._derive({node: sketched}, chain)
             for user in users:
                 result = self.replay.call(user, stand_ins)
                 error = squared_norm(result - self.replay.values[user])
@@ -191,6 +193,20 @@ class _Bench:
         return CodecMeasurement(
             cost.codec, noise / draws, harm / draws, cost.noise, cost.sensitivity
         )
+
+    def _derive(
+        self, stand_ins: dict[fx.Node, torch.Tensor], chain: Mapping[fx.Node, Derivation]
+    ) -> dict[fx.Node, torch.Tensor]:
+        """Add what is derived from a stand-in, as :mod:`passes.sketch` would form it."""
+        for node, derivation in chain.items():
+            if derivation.rebuild is None:
+                stand_ins[node] = self.replay.call(node, stand_ins)
+                continue
+            names = (*derivation.exact, *derivation.linear)
+            inputs = [self.request.nodes[name] for name in names]
+            read = [stand_ins[n] if n in stand_ins else self.replay.values[n] for n in inputs]
+            stand_ins[node] = derivation.rebuild(*read)
+        return stand_ins
 
     def _gain(self, user: fx.Node, result: torch.Tensor, error: float) -> float:
         """Harm of a unit of squared error in the result of a use."""
@@ -212,21 +228,6 @@ def _sketch_once(codec: Codec, node: fx.Node, exact: torch.Tensor, rules: Rules)
     seed = draw_seed(exact.device, rules.expand_seeds) if codec.needs_seed else None
     parts = codec.encode(exact, seed, order)
     return codec.decode(parts, seed, list(exact.shape), exact.dtype, order)
-
-
-def _derive(
-    stand_ins: dict[fx.Node, torch.Tensor], chain: Mapping[fx.Node, Derivation], replay: Replay
-) -> dict[fx.Node, torch.Tensor]:
-    """Add what is derived from a stand-in, as :mod:`passes.sketch` would form it."""
-    by_name = {node.name: node for node in replay.joint.graph.nodes}
-    for node, derivation in chain.items():
-        if derivation.rebuild is None:
-            stand_ins[node] = replay.call(node, stand_ins)
-        else:
-            inputs = [by_name[name] for name in (*derivation.exact, *derivation.linear)]
-            read = [stand_ins[n] if n in stand_ins else replay.values[n] for n in inputs]
-            stand_ins[node] = derivation.rebuild(*read)
-    return stand_ins
 
 
 def _made_of(node: fx.Node, derivation: Derivation) -> list[str]:

@@ -29,7 +29,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from passes.estimate import CodecCost, CostTable, ValueCost
-from passes.fingerprint import describe_closest, fingerprint, graph_lines, without_numbers
+from passes.fingerprint import (
+    describe_closest,
+    fingerprint,
+    graph_lines,
+    lines_from_dict,
+    without_numbers,
+)
 from passes.joint import JointGraph
 from passes.rules import Codec
 
@@ -304,11 +310,5 @@ def measurement_from_dict(
         GradientMeasurement(**{name: kind(g[name]) for name, kind in _GRADIENT_FIELDS.items()})
         for g in given["gradients"]
     )
-    lines = tuple(str(line) for line in given["graph"])
-    measurement = GraphMeasurement(lines, int(given["num_groups"]), values, gradients)
-    if measurement.fingerprint != given["fingerprint"]:
-        raise ValueError(
-            f"the graph measured as {given['fingerprint']} has the fingerprint "
-            f"{measurement.fingerprint}: its lines were changed"
-        )
-    return measurement
+    lines = lines_from_dict(given, "measured")
+    return GraphMeasurement(lines, int(given["num_groups"]), values, gradients)

@@ -15,7 +15,7 @@ from torch import fx
 
 from passes.derive import Derivation
 from passes.estimate import CostTable, ValueCost
-from passes.fingerprint import describe_closest, fingerprint, graph_lines
+from passes.fingerprint import describe_closest, fingerprint, graph_lines, lines_from_dict
 from passes.joint import JointGraph, tensor_val
 from passes.plan import Action, Decision, Plan
 from passes.rules import Codec
@@ -283,11 +283,5 @@ def record_from_dict(
         )
         for d in given["decisions"]
     )
-    lines = tuple(str(line) for line in given["graph"])
-    record = PlanRecord(lines, float(given["noise_price"]), decisions)
-    if record.fingerprint != given["fingerprint"]:
-        raise PlanMismatchError(
-            f"the graph recorded as {given['fingerprint']} has the fingerprint "
-            f"{record.fingerprint}: its lines were changed"
-        )
-    return record
+    lines = lines_from_dict(given, "recorded", PlanMismatchError)
+    return PlanRecord(lines, float(given["noise_price"]), decisions)

@@ -8,7 +8,6 @@ Running models is left to :mod:`xconv_fx.calibrate`.
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,13 @@ from passes.measured import (
 )
 from xconv_fx.calibration_table import render
 from xconv_fx.errors import CalibrationFileError
-from xconv_fx.record_files import build_codec, describe_codec, read_records, records_text
+from xconv_fx.record_files import (
+    build_codec,
+    describe_codec,
+    digest_of,
+    read_records,
+    records_text,
+)
 
 # Names the kind of file too: a file of plans has another schema.
 SCHEMA = "calibration 1"
@@ -48,7 +53,7 @@ class Calibration:
     @functools.cached_property
     def digest(self) -> str:
         """A short hash of everything in it."""
-        return hashlib.sha256(_to_text(self).encode()).hexdigest()[:16]
+        return digest_of(_to_text(self))
 
     @functools.cached_property
     def scale(self) -> float:

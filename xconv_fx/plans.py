@@ -6,7 +6,6 @@ option ``plan`` takes in place of planning. Codecs are written by name and optio
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from xconv_fx.errors import PlanFileError
 from xconv_fx.record_files import (
     build_codec,
     describe_codec,
+    digest_of,
     package_version,
     read_records,
     records_text,
@@ -48,7 +48,7 @@ class Plans:
     @property
     def digest(self) -> str:
         """A short hash of everything in them."""
-        return hashlib.sha256(_to_text(self).encode()).hexdigest()[:16]
+        return digest_of(_to_text(self))
 
     def find(self, joint: JointGraph) -> PlanRecord:
         """Return the plan for an exposed joint graph.

@@ -7,6 +7,7 @@ options. Comes in: plain dicts. Goes out: text, or what a caller's function buil
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +45,11 @@ def records_text(
         "graphs": list(graphs),
     }
     return json.dumps(content, indent=1) + "\n"
+
+
+def digest_of(text: str) -> str:
+    """Return a short hash of a file's text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_records(

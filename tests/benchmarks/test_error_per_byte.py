@@ -1,4 +1,3 @@
-import builtins
 import json
 from pathlib import Path
 
@@ -60,17 +59,8 @@ def test_the_plot_is_written(result: NetResult, tmp_path: Path) -> None:
     assert path.read_text().count("<svg") == 1
 
 
-def test_a_plot_without_matplotlib_says_what_to_install(
-    result: NetResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    importing = builtins.__import__
-
-    def refuse(name: str, *args: object, **kwargs: object) -> object:
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return importing(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
+@pytest.mark.usefixtures("no_matplotlib")
+def test_a_plot_without_matplotlib_says_what_to_install(result: NetResult, tmp_path: Path) -> None:
     with pytest.raises(click.UsageError, match=r"--plot needs matplotlib.*\[benchmark\]"):
         plot([result], tmp_path / "errors.svg")
 

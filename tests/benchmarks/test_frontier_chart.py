@@ -1,4 +1,3 @@
-import builtins
 from pathlib import Path
 
 import click
@@ -34,17 +33,8 @@ def test_a_model_becomes_a_picture_in_a_new_folder(result: ModelResult, tmp_path
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_matplotlib_it_says_what_to_install(
-    result: ModelResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    importing = builtins.__import__
-
-    def refuse(name: str, *args: object, **kwargs: object) -> object:
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return importing(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
+@pytest.mark.usefixtures("no_matplotlib")
+def test_without_matplotlib_it_says_what_to_install(result: ModelResult, tmp_path: Path) -> None:
     with pytest.raises(click.UsageError, match=r"a chart needs matplotlib.*\[benchmark\]"):
         draw_charts([result], tmp_path)
 
