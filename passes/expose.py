@@ -8,12 +8,16 @@ import torch
 from torch import fx
 
 from passes import _torch
-from passes.decompose import DecompositionTable, decompose
+from passes.decompose import DecompositionTable, Inserter, decompose
 from passes.joint import JointGraph, output_node
+from passes.slices import SliceTable, form_slices_apart
 
 
 def expose(
-    joint: JointGraph, table: DecompositionTable, inner_table: DecompositionTable
+    joint: JointGraph,
+    table: DecompositionTable,
+    inner_table: DecompositionTable,
+    slices: SliceTable | None = None,
 ) -> JointGraph:
     """Return the joint graph with the calls in ``table`` taken apart and equal calls merged.
 
@@ -22,6 +26,7 @@ def expose(
         table: backward ops to functions that show what they read of the forward and how,
             such as one convolution backward as three gradients.
         inner_table: decompositions for the ops that those functions are made of.
+        slices: see :func:`passes.slices.form_slices_apart`.
 
     Returns:
         The new joint graph.
@@ -29,6 +34,7 @@ def expose(
     exposed = joint.with_module(decompose(joint.module, table, inner_table))
     exposed.graph.eliminate_dead_code()
     exposed.module.graph = _torch.merge_common_subexpressions(exposed.graph)
+    form_slices_apart(exposed.graph, slices or {}, Inserter(inner_table))
     _torch.mark_checkpoint_boundaries(exposed.module)
     _hoist_forward_values(exposed)
     exposed.module.recompile()

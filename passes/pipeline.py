@@ -103,7 +103,7 @@ def expose_verified(joint: JointGraph, rules: Rules) -> JointGraph:
     Raises:
         passes.verify.VerifierError: if exposing broke one of its promises.
     """
-    exposed = expose(joint, rules.exposures, rules.primitives)
+    exposed = expose(joint, rules.exposures, rules.primitives, rules.slices)
     verify_joint(joint, exposed, "expose")
     return exposed
 

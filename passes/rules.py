@@ -137,6 +137,8 @@ class Rules:
         linear: backward op to its linear uses.
         exposures: decompositions that make linear uses, masks and derivatives visible
             while keeping the numbers.
+        slices: functions that form a slice of an op's result on its own, see
+            :mod:`passes.slices`.
         lowerings: decompositions of the inserted ops for the inner compiler.
         primitives: decompositions of the ops that exposures, lowerings, codecs and derivations
             are made of; what the inner compiler expects not to meet.
@@ -157,6 +159,7 @@ class Rules:
 
     linear: Mapping[Any, tuple[LinearUse, ...]]
     exposures: Mapping[Any, Callable[..., Any]] = field(default_factory=dict)
+    slices: Mapping[Any, Callable[..., Any]] = field(default_factory=dict)
     lowerings: Mapping[Any, Callable[..., Any]] = field(default_factory=dict)
     primitives: Mapping[Any, Callable[..., Any]] = field(default_factory=dict)
     codecs: tuple[Codec, ...] = ()

@@ -116,6 +116,8 @@ def _program(nodes: Sequence[BaseSchedulerNode], workspace_of: WorkspaceOf) -> P
     launches = _launches(nodes)
     kernels = tuple(_kernel(launch, memory, workspace_of) for launch in launches)
     program = Program(kernels, nbytes, tuple(graph.graph_input_names), outputs)
+    if not config.allow_buffer_reuse:
+        return program
     return hold_for_reuse(program, [_pooled(launch) for launch in launches], _live(launches))
 
 

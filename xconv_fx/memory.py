@@ -23,6 +23,7 @@ from passes.workspace import (
     convolution_nbytes,
     ints,
     tensor_of,
+    weight_gradient_nbytes,
     workspace_nbytes,
 )
 from xconv_fx import ops  # noqa: F401  registers the ops named below
@@ -68,4 +69,12 @@ def _input_gradient_nbytes(node: fx.Node, laid_out: Layouts) -> int:
     return convolution_nbytes(grad, weight, node.meta["val"], stride, transposed)
 
 
-WORKSPACES: Workspaces = {torch.ops.xconv.conv_input_grad.default: _input_gradient_nbytes}
+def _weight_gradient_nbytes(node: fx.Node, laid_out: Layouts) -> int:
+    grad, x, weight = (tensor_of(n, laid_out) for n in node.all_input_nodes[:3])
+    return weight_gradient_nbytes(grad, x, weight, ints(node.args[3]))
+
+
+WORKSPACES: Workspaces = {
+    torch.ops.xconv.conv_input_grad.default: _input_gradient_nbytes,
+    torch.ops.xconv.conv_weight_grad.default: _weight_gradient_nbytes,
+}

@@ -2,7 +2,9 @@
 
 ``conv_input_grad`` needs the weight only and ``conv_weight_grad`` the input only, so that a graph
 may keep a sketch of the input and still have the exact input gradient. Arguments are those of
-``aten.convolution`` with batched inputs.
+``aten.convolution`` with batched inputs. Neither is lowered: Inductor (2.13) lays the arguments of
+``aten.convolution_backward`` out like its guess of the result, and copied both channels-last
+arguments of a depthwise convolution, which then needs workspace besides.
 """
 
 from __future__ import annotations
@@ -133,9 +135,11 @@ def weight_grad(
     Returns:
         Tensor like ``weight``.
     """
+    # Were the layouts at odds, the larger of the two, the gradient, would be copied.
+    layout = memory_format(grad_output)
     grad: Tensor = torch.ops.aten.convolution_backward.default(
         grad_output,
-        input,
+        input.contiguous(memory_format=layout),
         weight,
         None,
         stride,
@@ -211,5 +215,4 @@ conv_weight_grad = define(
     " SymInt groups) -> Tensor",
     _weight_grad,
     _fake_weight_grad,
-    weight_grad,
 )

@@ -76,6 +76,7 @@ def make_rules(options: Options, *, channels_last: bool = False) -> Rules:
     return Rules(
         linear=_linear_uses(options),
         exposures={**EXPOSURES, backward: exposed},
+        slices=convolution.SLICES,
         lowerings=ops.DECOMPOSITIONS,
         primitives=_torch.inductor_decompositions(),
         codecs=candidate_codecs(options),

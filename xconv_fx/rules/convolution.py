@@ -58,9 +58,39 @@ def expose_convolution_backward(
     return grad_input, grad_weight, grad_bias
 
 
+def slice_of_input_grad(
+    grad_output: torch.Tensor,
+    weight: torch.Tensor,
+    input_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    start: int,
+    stop: int,
+) -> torch.Tensor:
+    """Form the input gradient of some channels, from their part of the weight.
+
+    Arguments are those of ``xconv.conv_input_grad``, and the range of channels.
+
+    Returns:
+        ``(B, stop - start, *in)``; NotImplemented for grouped convolutions.
+    """
+    if groups != 1:
+        return NotImplemented
+    part = weight.narrow(0 if transposed else 1, start, stop - start)
+    size = [input_size[0], stop - start, *input_size[2:]]
+    return xconv.conv_input_grad(
+        grad_output, part, size, stride, padding, dilation, transposed, output_padding, groups
+    )
+
+
 EXPOSURES: dict[Any, Callable[..., Any]] = {
     aten.convolution_backward.default: expose_convolution_backward,
 }
 LINEAR_USES: dict[Any, tuple[LinearUse, ...]] = {
     xconv.conv_weight_grad.default: (LinearUse(arg=1),),
 }
+SLICES: dict[Any, Callable[..., Any]] = {xconv.conv_input_grad.default: slice_of_input_grad}

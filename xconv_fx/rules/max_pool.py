@@ -1,8 +1,9 @@
 """Max pools: their backward needs where in each window the maximum was, a small integer.
 
 Of the input it reads the shape only. Where torch keeps positions in the whole plane (int64) the
-exposure forms the offset in the window in the forward and rebuilds the positions from it in the
-backward, exactly. Offsets are packed to as many bits as the window's size needs.
+exposure forms the offset in the window in the forward; the backward reads it, or rebuilds the
+positions from it where windows are dilated or of unequal sizes, exactly. Offsets are packed to as
+many bits as the window's size needs.
 """
 
 from __future__ import annotations
@@ -75,11 +76,17 @@ def max_pool_exposure(op: Callable[..., Any], num_dims: int) -> Callable[..., An
         window, strides, paddings, dilations = (
             list(ints) * (num_dims // len(ints)) for ints in geometry
         )
+        starts = [
+            torch.arange(size, device=indices.device) * strides[d] - paddings[d]
+            for d, size in enumerate(indices.shape[-num_dims:])
+        ]
+        input_size = list(input.shape[-num_dims:])
+        if dilations == [1] * num_dims:
+            offsets = xconv.window_offsets(indices, starts, input_size, window, dilations)
+            return xconv.max_pool_input_grad(
+                grad_output, offsets, input_size, window, strides, paddings
+            )
         if not _torch.max_pool_forms_offsets(window):
-            starts = [
-                torch.arange(size, device=indices.device) * strides[d] - paddings[d]
-                for d, size in enumerate(indices.shape[-num_dims:])
-            ]
             indices = _through_offsets(indices, starts, input, window, dilations)
         shape = shape_stand_in(grad_output, input)
         return op(grad_output, shape, window, strides, paddings, dilations, ceil_mode, indices)

@@ -2,9 +2,15 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.library import opcheck
 
-from xconv_fx.ops.pooling import offset_dtype, window_indices, window_offsets
+from xconv_fx.ops.pooling import (
+    max_pool_input_grad,
+    offset_dtype,
+    window_indices,
+    window_offsets,
+)
 
 xconv = torch.ops.xconv
 
@@ -88,3 +94,60 @@ def test_a_geometry_of_other_dimensions_is_an_error():
     start = torch.empty(3, dtype=torch.int64, device="meta")
     with pytest.raises(ValueError, match="as many starts, input sizes.*got 1, 1, 2 and 1"):
         xconv.window_offsets(meta, [start], [5], [2, 2], [1])
+
+
+# input size, window, stride, padding, whether outputs may hang over the edge
+POOLS = {
+    "2d": ((8, 6), (2, 2), (2, 2), (0, 0), False),
+    "2d with a rest": ((9, 7), (2, 2), (2, 2), (0, 0), False),
+    "2d overlapping": ((9, 8), (3, 3), (2, 2), (1, 1), False),
+    "2d over the edge": ((9, 8), (3, 2), (2, 2), (1, 1), True),
+    "2d with gaps": ((11, 7), (2, 2), (3, 3), (0, 0), False),
+    "2d unequal": ((8, 9), (5, 3), (1, 2), (2, 1), True),
+    "3d": ((4, 4, 6), (2, 2, 2), (2, 2, 2), (0, 0, 0), False),
+    "3d overlapping": ((6, 7, 5), (3, 3, 3), (2, 1, 2), (1, 1, 0), False),
+}
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+def pooled(name, batch, dtype=torch.float64):
+    """Returns the arguments of the input gradient and autograd's answer, in whole numbers."""
+    size, window, stride, padding, ceil_mode = POOLS[name]
+    pool = F.max_pool2d if len(size) == 2 else F.max_pool3d
+    x = torch.randn(*batch, *size, dtype=dtype, requires_grad=True)
+    y, indices = pool(x, window, stride, padding, ceil_mode=ceil_mode, return_indices=True)
+    grad = torch.randint(-5, 6, y.shape).to(dtype)
+    (expected,) = torch.autograd.grad(y, x, grad)
+    out = y.shape[-len(size) :]
+    starts = [torch.arange(n) * stride[d] - padding[d] for d, n in enumerate(out)]
+    ones = [1] * len(size)
+    offsets = window_offsets(indices, starts, list(size), list(window), ones)
+    return (grad, offsets, list(size), list(window), list(stride), list(padding)), expected
+
+
+@pytest.mark.parametrize("batch", [(2, 3), (3,)])
+@pytest.mark.parametrize("name", POOLS)
+def test_the_input_gradient_of_a_max_pool(name, batch):
+    args, expected = pooled(name, batch)
+    assert torch.equal(max_pool_input_grad(*args), expected)  # sums of whole numbers are exact
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["2d", "2d overlapping"])
+def test_the_gradient_keeps_the_layout(name, layout):
+    (grad, *rest), expected = pooled(name, (2, 3))
+    found = max_pool_input_grad(grad.contiguous(memory_format=layout), *rest)
+    assert torch.equal(found, expected)
+    assert found.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("name", ["2d overlapping", "3d"])
+def test_opcheck_of_the_input_gradient(name):
+    args, _ = pooled(name, (2, 3))
+    opcheck(xconv.max_pool_input_grad.default, args)
+
+
+def test_offsets_of_another_shape_are_an_error():
+    grad = torch.empty(2, 3, device="meta")
+    with pytest.raises(ValueError, match=r"offsets of the shape of grad_output, \(2, 3\), got \(3"):
+        xconv.max_pool_input_grad(grad, torch.empty(3, device="meta"), [6], [2], [2], [0])
