@@ -134,6 +134,7 @@ def _sketched(
         expand_seeds=rules.expand_seeds,
         seed_offset=seed_offset,
         channels_last=rules.channels_last,
+        wait=rules.wait,
         primitives=rules.primitives,
         traces=traces,
     )

@@ -130,6 +130,22 @@ class LinearUse:
 
 
 @dataclass(frozen=True)
+class Wait:
+    """Holds the decoding for a reader back until another argument of the reader is there.
+
+    An inner compiler that runs loops together (Inductor's C++ does, of all between two calls)
+    would else hold what it decodes beside all that the other argument is made of.
+
+    Attributes:
+        call: of a kept tensor and the other argument: the former, opaque to the inner compiler.
+        arguments: reader op to the position of the argument to wait for.
+    """
+
+    call: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    arguments: Mapping[Any, int]
+
+
+@dataclass(frozen=True)
 class Rules:
     """Everything op-specific that the passes need.
 
@@ -147,6 +163,7 @@ class Rules:
         path_codecs: candidate sketches of values with a use on the path of the gradient.
         expand_seeds: turns the drawn seeds, int64 ``(S,)``, into what the codecs take, one
             row a site; None if they take the seeds themselves.
+        wait: holds decoding back; None for inner compilers that need no such thing.
         packing: for a forward value (a node), the exact codec that keeps it in fewer bits: of
             a boolean, or of an integer known to be small; None where there is none.
         channels_last: whether the inner compiler lays 4-D values out channels-last, whatever
@@ -165,6 +182,7 @@ class Rules:
     codecs: tuple[Codec, ...] = ()
     path_codecs: tuple[Codec, ...] = ()
     expand_seeds: Callable[[torch.Tensor], torch.Tensor] | None = None
+    wait: Wait | None = None
     packing: Callable[[fx.Node], Codec | None] | None = None
     channels_last: bool = False
     audited: frozenset[Any] = frozenset()

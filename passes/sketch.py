@@ -10,6 +10,7 @@ the partition that follows has nothing left to decide.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,9 +21,10 @@ from torch import fx
 from passes import _torch
 from passes.decompose import DecompositionTable, Inserter, Traces, set_provenance
 from passes.derive import Derivation
-from passes.joint import JointGraph, is_tangent, output_node, tensor_val
+from passes.joint import JointGraph, is_tangent, output_node, tensor_nbytes, tensor_val
 from passes.op_traits import recompute_ban
 from passes.plan import Action, Decision, Plan
+from passes.rules import Wait
 
 aten = torch.ops.aten
 
@@ -39,6 +41,7 @@ def apply_plan(
     expand_seeds: Callable[[torch.Tensor], torch.Tensor] | None = None,
     seed_offset: int = 0,
     channels_last: bool = False,
+    wait: Wait | None = None,
     primitives: DecompositionTable | None = None,
     traces: Traces | None = None,
 ) -> JointGraph:
@@ -54,6 +57,7 @@ def apply_plan(
         seed_offset: added to every seed (modulo 2**62), so that ranks seeded alike still
             draw different probes.
         channels_last: see :class:`passes.rules.Rules`.
+        wait: see :class:`passes.rules.Wait`.
         primitives: decompositions of what codecs and derivations are made of, see
             :class:`passes.rules.Rules`. The draw of the seeds is none of it: it stays one call.
         traces: see :func:`passes.decompose.decompose`.
@@ -78,6 +82,7 @@ def apply_plan(
         seeds=seeds,
         inserter=inserter,
         channels_last=channels_last,
+        wait=wait,
     )
     for node in list(backward):
         if not is_tangent(node):
@@ -128,6 +133,7 @@ class _Rewriter:
     seeds: Mapping[fx.Node, fx.Node]
     inserter: Inserter
     channels_last: bool
+    wait: Wait | None
     stand_ins: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
 
@@ -278,8 +284,33 @@ def _insert_decode(
     val = value.meta["val"]
     sizes = [_size_argument(value, dim) for dim in range(val.dim())]
     order = memory_order(val, rewriter.channels_last)
-    arguments = [rewriter.parts[value], rewriter.seeds.get(value), sizes, val.dtype, order]
+    parts, seed = rewriter.parts[value], rewriter.seeds.get(value)
+    if decision.action is Action.SKETCH and rewriter.wait is not None:
+        parts, seed = _wait_for_reader(parts, seed, value, reader, rewriter.wait, rewriter)
+    arguments = [parts, seed, sizes, val.dtype, order]
     return _insert_recomputed(decision.codec.decode, arguments, value, reader, rewriter)
+
+
+def _wait_for_reader(
+    parts: tuple[fx.Node, ...],
+    seed: fx.Node | None,
+    value: fx.Node,
+    reader: fx.Node,
+    wait: Wait,
+    rewriter: _Rewriter,
+) -> tuple[tuple[fx.Node, ...], fx.Node | None]:
+    """Hand the smallest of what is decoded, or the seed beside a lone part, through a wait."""
+    other = reader.args[wait.arguments[reader.target]] if reader.target in wait.arguments else None
+    if not isinstance(other, fx.Node):
+        return parts, seed
+    if len(parts) == 1:
+        if seed is None:
+            return parts, seed
+        return parts, _insert_recomputed(wait.call, [seed, other], value, reader, rewriter)
+    sizes = [tensor_nbytes(part.meta["val"]) for part in parts]
+    small = min(range(len(parts)), key=lambda i: sizes[i] if sizes[i] is not None else math.inf)
+    waited = _insert_recomputed(wait.call, [parts[small], other], value, reader, rewriter)
+    return (*parts[:small], waited, *parts[small + 1 :]), seed
 
 
 def _insert_rebuild(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from passes.joint import tensor_nbytes
 from passes.kernels import interpret
 from passes.liveness import (
     MemoryEstimate,
@@ -28,6 +29,7 @@ from passes.workspace import (
 )
 from xconv_fx import ops  # noqa: F401  registers the ops named below
 from xconv_fx._schedule import read_schedule
+from xconv_fx.ops.gradients import computing_format
 
 
 def predict_step_memory(
@@ -64,14 +66,27 @@ def predict_step_memory(
 
 
 def _input_gradient_nbytes(node: fx.Node, laid_out: Layouts) -> int:
-    grad, weight = (tensor_of(n, laid_out) for n in node.all_input_nodes[:2])
+    given, weight = (tensor_of(n, laid_out) for n in node.all_input_nodes[:2])
+    result = tensor_of(node, {})
+    layout = computing_format(weight, given, result.shape)
+    grad, copied = _laid_out(given, layout)
     stride, transposed = ints(node.args[3]), not node.args[6]
-    return convolution_nbytes(grad, weight, node.meta["val"], stride, transposed)
+    inside = convolution_nbytes(grad, weight, result, stride, transposed)
+    _, returned = _laid_out(result, layout)
+    return max(copied + inside, returned)
 
 
 def _weight_gradient_nbytes(node: fx.Node, laid_out: Layouts) -> int:
     grad, x, weight = (tensor_of(n, laid_out) for n in node.all_input_nodes[:3])
-    return weight_gradient_nbytes(grad, x, weight, ints(node.args[3]))
+    layout = computing_format(weight, grad, x.shape)
+    (grad, copied), (x, also_copied) = _laid_out(grad, layout), _laid_out(x, layout)
+    return copied + also_copied + weight_gradient_nbytes(grad, x, weight, ints(node.args[3]))
+
+
+def _laid_out(tensor: torch.Tensor, layout: torch.memory_format) -> tuple[torch.Tensor, int]:
+    """Return a tensor in a memory format, and the bytes of the copy if it takes one."""
+    result = tensor.contiguous(memory_format=layout)
+    return result, 0 if result is tensor else tensor_nbytes(result) or 0
 
 
 WORKSPACES: Workspaces = {

@@ -82,6 +82,7 @@ def make_rules(options: Options, *, channels_last: bool = False) -> Rules:
         codecs=candidate_codecs(options),
         path_codecs=PATH_LADDER,
         expand_seeds=torch.ops.xconv.key_schedule.default,
+        wait=convolution.WAIT,
         packing=packing,
         channels_last=channels_last,
         audited=AUDITED,

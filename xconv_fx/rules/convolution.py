@@ -9,6 +9,7 @@ import torch
 
 import xconv_fx.ops  # noqa: F401  registers torch.ops.xconv
 from passes import LinearUse
+from passes.rules import Wait
 
 aten = torch.ops.aten
 xconv = torch.ops.xconv
@@ -94,3 +95,4 @@ LINEAR_USES: dict[Any, tuple[LinearUse, ...]] = {
     xconv.conv_weight_grad.default: (LinearUse(arg=1),),
 }
 SLICES: dict[Any, Callable[..., Any]] = {xconv.conv_input_grad.default: slice_of_input_grad}
+WAIT = Wait(xconv.wait.default, {xconv.conv_weight_grad.default: 0})
