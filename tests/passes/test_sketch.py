@@ -7,6 +7,7 @@ import torch
 from expecttest import assert_expected_inline
 
 from passes import Action, Decision, Plan
+from passes.rules import Wait
 from passes.sketch import apply_plan, memory_order
 
 aten = torch.ops.aten
@@ -531,3 +532,57 @@ def test_a_decode_that_yields_no_tensor_is_a_bug_of_the_codec(toy, net):
 
     with pytest.raises(AssertionError, match="the stand-in for mm is no tensor"):
         apply_plan(net, plan_of(("mm", Action.SKETCH, Broken())))
+
+
+def last_of(kept, other):
+    """Stands for an op that the inner compiler does not look into."""
+    del other
+    return aten.clone.default(kept)
+
+
+class Split:
+    """Half precision in a large and a small part."""
+
+    def __init__(self, toy):
+        self.half = toy.Half()
+        self.needs_seed, self.exact, self.name = False, False, "split"
+
+    def encode(self, x, seed, dim_order):
+        del seed, dim_order
+        return (x.to(torch.float16), x.new_ones([1]))
+
+    def decode(self, parts, seed, size, dtype, dim_order):
+        return self.half.decode(parts[:1], seed, size, dtype, dim_order) * parts[1]
+
+
+def waiting(position):
+    return Wait(last_of, {aten.mul.Tensor: position})
+
+
+def test_the_small_part_of_a_sketch_waits_for_the_readers_other_argument(toy, net):
+    decided = plan_of(("mm", Action.SKETCH, Split(toy)))
+    planned = apply_plan(net, decided, wait=waiting(0))
+    (waited,) = calls(planned.graph, aten.clone.default)
+    assert waited.args[0].target is aten.new_ones.default
+    assert waited.meta["recompute"].name == "MUST_RECOMPUTE"
+    scaled = next(n for n in planned.graph.nodes if waited in n.all_input_nodes)
+    assert scaled.target is aten.mul.Tensor
+    inputs = [torch.randn(2, 3), torch.randn(3, 4), torch.randn(2, 4), torch.randn(2, 4)]
+    expected = run(apply_plan(net, decided), *inputs)
+    torch.testing.assert_close(run(planned, *inputs), expected, rtol=0, atol=0, equal_nan=False)
+
+
+def test_beside_a_lone_part_the_seed_waits(toy, net):
+    planned = apply_plan(net, plan_of(("mm", Action.SKETCH, toy.Signed())), wait=waiting(0))
+    (waited,) = calls(planned.graph, aten.clone.default)
+    assert waited.args[0].target is aten.select.int
+    assert waited.users
+
+
+@pytest.mark.parametrize("codec", ["Half", "Signed"])
+def test_nothing_waits_for_an_argument_that_is_none_or_not_named(toy, net, codec):
+    decided = plan_of(("mm", Action.SKETCH, getattr(toy, codec)()))
+    others = Wait(last_of, {aten.add.Tensor: 0})
+    assert not calls(apply_plan(net, decided, wait=others).graph, aten.clone.default)
+    if codec == "Half":  # neither a second part nor a seed could wait
+        assert not calls(apply_plan(net, decided, wait=waiting(0)).graph, aten.clone.default)

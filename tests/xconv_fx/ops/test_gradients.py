@@ -6,7 +6,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 from xconv_fx.ops import DECOMPOSITIONS
-from xconv_fx.ops.gradients import conv_input_grad, conv_weight_grad, is_channels_last
+from xconv_fx.ops.gradients import (
+    computing_format,
+    conv_input_grad,
+    conv_weight_grad,
+    is_channels_last,
+)
 
 # (input size, weight size, stride, padding, dilation, transposed, output padding, groups)
 CASES = {
@@ -147,9 +152,18 @@ def test_opcheck(name, dtype, channels_last):
     opcheck(conv_weight_grad, (grad_y, x, weight, *geometry))
 
 
-def test_only_the_weight_gradient_is_lowered():
-    assert conv_weight_grad in DECOMPOSITIONS
+def test_neither_gradient_is_lowered():
+    assert conv_weight_grad not in DECOMPOSITIONS
     assert conv_input_grad not in DECOMPOSITIONS
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [(8, torch.channels_last), (2, torch.contiguous_format)]
+)
+def test_a_weight_that_outweighs_its_activations_is_not_laid_out_channels_last(size, expected):
+    weight = torch.empty(32, 16, 3, 3)  # 4608 numbers; the activations have 48 a position
+    grad = torch.empty(2, 32, size, size).contiguous(memory_format=torch.channels_last)
+    assert computing_format(weight, grad, [2, 16, size, size]) == expected
 
 
 def test_channels_last_is_told_by_meaningful_strides():
