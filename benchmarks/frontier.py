@@ -45,7 +45,6 @@ _HEADINGS = (
     "/ mini-batch",
     "worst",
     "convolutions again",
-    "compile s",
 )
 
 
@@ -104,7 +103,6 @@ def _cells(row: Row, figures: Figures, base: Figures) -> list[str]:
         f"{figures.time_ratio:.2f}",
         *noise,
         "" if row.family in SKETCHED_FAMILIES else str(again),
-        f"{figures.compile_s:.0f}",
     ]
 
 

@@ -9,7 +9,6 @@ round, alike for all.
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -53,7 +52,6 @@ class _Trial:
 
     way: Way
     run: Run
-    compile_s: float
     memory: StepMemory
     errors: Mapping[str, float]
     num_convolutions: int
@@ -165,9 +163,7 @@ def _try_way(way: Way, reference: Reference, num_seeds: int) -> _Trial:
     reference.model.zero_grad(set_to_none=True)
     run = way.build(reference.model)
     step = functools.partial(run_step, run, reference)
-    start = time.perf_counter()
     step()
-    compile_s = time.perf_counter() - start
     if way.sketched:
         _check_sketched(way)
     step()
@@ -176,7 +172,7 @@ def _try_way(way: Way, reference: Reference, num_seeds: int) -> _Trial:
     errors = gradient_errors(run, reference, num_seeds if way.random else 1)
     if way.exact:
         _check_exact(way, root_mean_square(errors.values()))
-    return _Trial(way, run, compile_s, memory, errors, count_convolutions(step))
+    return _Trial(way, run, memory, errors, count_convolutions(step))
 
 
 def _check_sketched(way: Way) -> None:
@@ -215,7 +211,6 @@ def _figures(
             live_nbytes=trial.memory.live_after_forward_nbytes,
             time_us=times[name].median_us,
             time_ratio=times[name].ratio,
-            compile_s=trial.compile_s,
             error=(error := root_mean_square(errors[name].values())),
             noise_share=error / noise,
             worst_share=_worst(errors[name], reference.noise),

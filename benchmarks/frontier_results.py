@@ -25,7 +25,6 @@ class Figures:
         live_nbytes: live between forward and backward.
         time_us: median time of a step.
         time_ratio: median over the rounds of the time over the baseline's.
-        compile_s: time of the first step.
         error: relative rms error of the gradients, rms over weight tensors of convolutions and
             linear layers, to the nearer of the exact gradients of eager and of the baseline.
         noise_share: that error over the mini-batch noise of the same tensors.
@@ -38,7 +37,6 @@ class Figures:
     live_nbytes: int
     time_us: float
     time_ratio: float
-    compile_s: float
     error: float
     noise_share: float
     worst_share: float

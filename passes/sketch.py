@@ -245,10 +245,24 @@ def _stand_in(value: fx.Node, reader: fx.Node, rewriter: _Rewriter) -> fx.Node:
             made = _insert_clone(needed, reader, rewriter)
         rewriter.stand_ins[needed] = made
     stand_in = rewriter.stand_ins.get(value, value)
+    if value in missing and rewriter.decisions[value].action is Action.DERIVE:
+        stand_in = _laid_out(stand_in, value, reader, rewriter)
+        rewriter.stand_ins[value] = stand_in
     for led_to in missing:
         if led_to is not value and rewriter.decisions[led_to].action in _ESTIMATED:
             del rewriter.stand_ins[led_to]
     return stand_in
+
+
+def _laid_out(made: fx.Node, value: fx.Node, reader: fx.Node, rewriter: _Rewriter) -> fx.Node:
+    """Lay a derived value out as a decoded one is; its reader would copy it else."""
+    if not rewriter.channels_last or value.meta["val"].dim() != 4:
+        return made
+    return _insert_recomputed(_channels_last, [made], value, reader, rewriter)
+
+
+def _channels_last(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _missing_stand_ins(value: fx.Node, rewriter: _Rewriter) -> list[fx.Node]:

@@ -17,7 +17,7 @@ def result() -> ModelResult:
             way.family,
             way.note,
             way.exact,
-            Figures(100 - i, 50, 1e3, 1 + i, 1.0, 0, 0, 0, 4),
+            Figures(100 - i, 50, 1e3, 1 + i, 0, 0, 0, 4),
         )
         for i, way in enumerate(WAYS)
     ]

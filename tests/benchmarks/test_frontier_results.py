@@ -20,7 +20,7 @@ def row(
     way: str, family: str, peak: int, time: float, noise: float = 0.0, convolutions: int = 4
 ) -> Row:
     exact = family in ("stock", "budget")
-    figures = Figures(peak, peak, time * 1e3, time, 1.0, noise, noise, noise, convolutions)
+    figures = Figures(peak, peak, time * 1e3, time, noise, noise, noise, convolutions)
     return Row(way, family, "a way", exact, figures)
 
 

@@ -7,6 +7,7 @@ import torch
 from expecttest import assert_expected_inline
 
 from passes import Action, Decision, Plan
+from passes.derive import Derivation
 from passes.rules import Wait
 from passes.sketch import apply_plan, memory_order
 
@@ -586,3 +587,19 @@ def test_nothing_waits_for_an_argument_that_is_none_or_not_named(toy, net, codec
     assert not calls(apply_plan(net, decided, wait=others).graph, aten.clone.default)
     if codec == "Half":  # neither a second part nor a seed could wait
         assert not calls(apply_plan(net, decided, wait=waiting(0)).graph, aten.clone.default)
+
+
+def test_a_derived_value_is_laid_out_like_a_decoded_one(toy):
+    """Made of a contiguous mask, it would be contiguous itself."""
+    b = toy.Builder()
+    x, grad = b.input("primals_1", 2, 3, 4, 4), b.input("tangents_1", 2, 3, 4, 4)
+    sine = b.call(aten.sin.default, x)
+    double = b.call(aten.mul.Tensor, sine, 2.0)
+    joint = b.joint([double], [b.call(aten.mul.Tensor, grad, double)])
+    derived = Decision("mul", Action.DERIVE, None, 0, 0, 0.0, Derivation(("sin",), ()))
+    plan = Plan((*plan_of(("sin", Action.SKETCH, toy.Half())).decisions, derived), 0.0)
+    for channels_last in (False, True):
+        planned = apply_plan(joint, plan, channels_last=channels_last)
+        (read,) = [n for n in planned.outputs[1].all_input_nodes if n.name != "tangents_1"]
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        assert read.meta["val"].is_contiguous(memory_format=layout)
