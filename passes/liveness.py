@@ -66,17 +66,24 @@ class MemoryEstimate:
         kept_nbytes: held between forward and backward for the backward; a view counts as what
             it views, inputs of the graph as nothing.
         live_after_forward_nbytes: the same and the forward's outputs.
-        peak_nbytes: the most that is live at any moment, gradients included.
-        peak: where that is; None for graphs without a call.
+        forward_peak_nbytes: the most that is live at any moment of the forward.
+        backward_peak_nbytes: the same of the backward, gradients included.
+        peak: where the larger of the two is; None for graphs without a call.
         unknown: names of values whose size is unknown when the graph is compiled; none of them
             is in the figures.
     """
 
     kept_nbytes: int
     live_after_forward_nbytes: int
-    peak_nbytes: int
+    forward_peak_nbytes: int
+    backward_peak_nbytes: int
     peak: Peak | None
     unknown: tuple[str, ...]
+
+    @property
+    def peak_nbytes(self) -> int:
+        """The most that is live at any moment of the step."""
+        return max(self.forward_peak_nbytes, self.backward_peak_nbytes)
 
 
 def predict_memory(split: Partition, forward: Program, backward: Program) -> MemoryEstimate:
@@ -103,7 +110,8 @@ def predict_memory(split: Partition, forward: Program, backward: Program) -> Mem
     return MemoryEstimate(
         kept_nbytes=_total(forward, kept_values),
         live_after_forward_nbytes=_total(forward, kept_values | held),
-        peak_nbytes=best.nbytes,
+        forward_peak_nbytes=first.nbytes,
+        backward_peak_nbytes=second.nbytes,
         peak=_describe(phase, best),
         unknown=tuple(dict.fromkeys([*_unknown(forward), *_unknown(received)])),
     )
