@@ -155,7 +155,7 @@ def _alone(
 
     def memory_of(outcome: Outcome) -> GraphMemory:
         peak = peak_nbytes(outcome)
-        return GraphMemory(inputs.statics, inputs.batch_nbytes, 0, peak, peak)
+        return GraphMemory(inputs.statics, inputs.batch_nbytes, backward_peak_nbytes=peak)
 
     return StepBudget(limit_nbytes, StepRoom(), memory_of)
 

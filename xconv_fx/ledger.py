@@ -79,9 +79,17 @@ class StepGraph:
         """
         if self.report is not None and self.report.memory is not None:
             return GraphMemory.of(self.inputs, self.report.memory)
-        nbytes = self.returned_nbytes if self.report is None else self.report.kept_nbytes
-        inputs = self.inputs
-        return GraphMemory(inputs.statics, inputs.batch_nbytes, nbytes, nbytes, nbytes)
+        kept = 0 if self.report is None else self.report.kept_nbytes
+        nbytes = kept + self.returned_nbytes
+        return GraphMemory(
+            statics=self.inputs.statics,
+            batch_nbytes=self.inputs.batch_nbytes,
+            kept_nbytes=kept,
+            returned_nbytes=self.returned_nbytes,
+            forward_peak_nbytes=nbytes,
+            backward_peak_nbytes=nbytes,
+            followed_peak_nbytes=nbytes,
+        )
 
     @property
     def is_predicted(self) -> bool:
@@ -146,11 +154,13 @@ class Step:
         before, after = self._graphs[:index], self._graphs[index + 1 :]
         told = 0 if num_graphs is None else num_graphs - index - 1
         expected = int(num_graphs is None and place.ends_in_break)
+        num_to_come = max(told, expected, len(after))
         return StepRoom(
             tuple(graph.memory for graph in before),
             tuple(graph.memory for graph in after),
             self.held if all(isinstance(t.identity, int) for t in inputs.statics) else (),
-            max(told, expected, len(after)),
+            num_to_come,
+            num_to_come > len(after),
         )
 
     def earlier(self, place: Place, inputs: GraphInputs) -> tuple[str, ...]:
