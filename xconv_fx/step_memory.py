@@ -11,7 +11,7 @@ keep of others' results (their inputs), and the parameter gradients of those aft
 
 What a graph returns that is not the last is taken for read by later graphs alone, so its own
 backward has neither that nor its tangents when they were read. An input without a gradient counts
-as batch data in each graph that reads it. Checked to the byte on torch 2.13, ``aot_eager``.
+as batch data in each graph that reads it. Checked on torch 2.13 to some bytes (``aot_eager``).
 
 The rule by which a budget is divided: graphs planned before hold what they hold, and a graph is
 planned as though each graph still to come would keep as much as it does itself. So equal graphs get
