@@ -72,7 +72,7 @@ class DynamoCall:
         trace: changes with every graph that Dynamo traced; those of one trace are parts of a graph.
         name: of the traced function.
         ends_in_break: whether Dynamo stopped at a graph break, so that more code follows.
-        module: the module whose method was traced, or None.
+        modules: those among the locals of the traced function: the model, ``self`` of its method.
         inputs: the real tensor behind each input, parameters included; None where unknown.
     """
 
@@ -81,7 +81,7 @@ class DynamoCall:
     trace: str | None
     name: str
     ends_in_break: bool
-    module: torch.nn.Module | None
+    modules: tuple[torch.nn.Module, ...]
     inputs: tuple[torch.Tensor | None, ...]
 
 
@@ -100,9 +100,8 @@ def dynamo_call(module: fx.GraphModule) -> DynamoCall:
     except AttributeError:  # not called by Dynamo
         translator = None
     if translator is None or trace is None:
-        return DynamoCall(None, None, None, "graph", False, None, inputs)
+        return DynamoCall(None, None, None, "graph", False, (), inputs)
     code, output = translator.f_code, translator.output
-    first = translator.f_locals.get(code.co_varnames[0]) if code.co_varnames else None
     reason = getattr(output, "compile_subgraph_reason", None)
     return DynamoCall(
         # DDP puts a compiler of its own before it, a new one for each frame.
@@ -115,7 +114,7 @@ def dynamo_call(module: fx.GraphModule) -> DynamoCall:
         trace=str(trace),
         name=code.co_name,
         ends_in_break=bool(getattr(reason, "graph_break", False)),
-        module=first if isinstance(first, torch.nn.Module) else None,
+        modules=tuple(x for x in translator.f_locals.values() if isinstance(x, torch.nn.Module)),
         inputs=inputs,
     )
 

@@ -138,7 +138,7 @@ class Step:
         again = call.trace is not None and call.trace == self._trace
         self._position = self._position + 1 if again else 0
         self._trace = call.trace
-        self._held.update(by_identity(_held_by(call.module)))
+        self._held.update(by_identity(t for module in call.modules for t in _held_by(module)))
         inputs = tuple(None if tensor is None else id(tensor) for tensor in call.inputs)
         return Place(call.frame, self._position, call.name, call.ends_in_break, inputs)
 
@@ -231,9 +231,7 @@ class Ledger:
         self._steps.clear()
 
 
-def _held_by(module: torch.nn.Module | None) -> list[HeldTensor]:
-    if module is None:
-        return []
+def _held_by(module: torch.nn.Module) -> list[HeldTensor]:
     tensors = [*module.parameters(), *module.buffers()]
     known = [t for t in tensors if not torch.nn.parameter.is_lazy(t)]
     return [HeldTensor(id(t), _nbytes(t), _nbytes(t) * t.requires_grad) for t in known]
