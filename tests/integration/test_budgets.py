@@ -130,12 +130,13 @@ def test_bytes_need_sizes_that_do_not_depend_on_the_data():
 @pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
 def test_bytes_are_planned_at_the_sizes_seen_and_serve_others_without_recompiling(inner):
     torch.compiler.reset()
-    net, x = WithLoss(make_net()), data()
+    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()]
+    net, x = WithLoss(nn.Sequential(*layers)), data()
     resident = sum(t.nbytes for t in [*net.parameters(), *net.buffers(), x])
-    limit = 800_000  # the exact step takes some 1.1 MB
+    limit = 300 * 2**10
     options = {"inner": inner, "memory_budget": limit}
     step = torch.compile(net, backend=xconv, options=options, dynamic=True)
-    for batch in (x, torch.randn(6, 3, 16, 16), x):
+    for batch in (x, torch.randn(6, 3, 16, 16)):
         step(batch).backward()
         net.zero_grad(set_to_none=True)
     # The prediction may be below the measured peak by 5 % at most.
