@@ -12,8 +12,10 @@ Who holds what (checked on torch 2.13, ``aot_eager`` and Inductor):
     - forward outputs live to the end of the step (the caller may hold them), except new values
       of mutated inputs, which are copied and dropped when the forward ends.
     - kept values are handed to the backward in a box and freed after their last reader.
-    - tangents are held by the autograd engine until the backward returns.
+    - tangents live until the backward returns (the caller may hold them).
     - gradients live to the end of the step.
+Where a graph is followed by others that read what it returns, its outputs are gone when its
+backward runs, and the autograd engine hands its tangents over: they are freed once read.
 """
 
 from __future__ import annotations
@@ -66,17 +68,29 @@ class MemoryEstimate:
         kept_nbytes: held between forward and backward for the backward; a view counts as what
             it views, inputs of the graph as nothing.
         live_after_forward_nbytes: the same and the forward's outputs.
-        peak_nbytes: the most that is live at any moment, gradients included.
-        peak: where that is; None for graphs without a call.
+        forward_peak_nbytes: the most that is live at any moment of the forward.
+        backward_peak_nbytes: the same of the backward, gradients included.
+        followed_peak_nbytes: the same of the backward of a graph that is followed by others.
+        peak: where the larger of the two is; None for graphs without a call.
         unknown: names of values whose size is unknown when the graph is compiled; none of them
             is in the figures.
+        kept_inputs: inputs of the graph that are kept for the backward; none of them is in the
+            figures.
     """
 
     kept_nbytes: int
     live_after_forward_nbytes: int
-    peak_nbytes: int
+    forward_peak_nbytes: int
+    backward_peak_nbytes: int
+    followed_peak_nbytes: int
     peak: Peak | None
     unknown: tuple[str, ...]
+    kept_inputs: tuple[LiveValue, ...] = ()
+
+    @property
+    def peak_nbytes(self) -> int:
+        """The most that is live at any moment of the step."""
+        return max(self.forward_peak_nbytes, self.backward_peak_nbytes)
 
 
 def predict_memory(split: Partition, forward: Program, backward: Program) -> MemoryEstimate:
@@ -96,16 +110,25 @@ def predict_memory(split: Partition, forward: Program, backward: Program) -> Mem
     held = {value for value in held if _owns(forward, value)}
     first = _walk(forward, (), set(forward.outputs))
 
-    received, initial, stays = _receive(backward, split, kept, forward, held)
+    received, initial, held_names = _receive(backward, split, kept, forward, held)
+    gradients = set(received.outputs)
     elsewhere = _total(forward, held - kept_values)
-    second = _walk(received, initial, stays, elsewhere)
+    second = _walk(received, initial, gradients | held_names, elsewhere)
+    followed = _walk(received, initial, gradients)
     phase, best = max(("forward", first), ("backward", second), key=lambda pair: pair[1].nbytes)
     return MemoryEstimate(
         kept_nbytes=_total(forward, kept_values),
         live_after_forward_nbytes=_total(forward, kept_values | held),
-        peak_nbytes=best.nbytes,
+        forward_peak_nbytes=first.nbytes,
+        backward_peak_nbytes=second.nbytes,
+        followed_peak_nbytes=followed.nbytes,
         peak=_describe(phase, best),
         unknown=tuple(dict.fromkeys([*_unknown(forward), *_unknown(received)])),
+        kept_inputs=tuple(
+            LiveValue(value, forward.nbytes.get(value) or 0)
+            for value in dict.fromkeys(kept)
+            if value is not None and value in forward.inputs
+        ),
     )
 
 
@@ -171,7 +194,7 @@ def _receive(
     Two kept values in one memory become one; inputs of the forward become free.
 
     Returns:
-        The backward, its live inputs, and what is never freed.
+        The backward, its live inputs, and those of them that the caller may hold.
     """
     placeholders = split.backward.graph.find_nodes(op="placeholder")
     named = list(zip(placeholders, backward.inputs, strict=True))
@@ -183,8 +206,8 @@ def _receive(
     for name, value in zip(given, kept, strict=True):
         rename[name] = first.setdefault(value, name)
         nbytes[name] = forward.nbytes.get(value) if value and _owns(forward, value) else 0
-    stays = {rename.get(value, value) for value in (*backward.outputs, *tangents)}
-    stays |= {name for value, name in first.items() if value in held}
+    held_names: set[str | None] = {*tangents}
+    held_names |= {name for value, name in first.items() if value in held}
     kernels = tuple(
         replace(
             k,
@@ -193,7 +216,9 @@ def _receive(
         )
         for k in backward.kernels
     )
-    return replace(backward, kernels=kernels, nbytes=nbytes), [*first.values(), *tangents], stays
+    outputs = tuple(rename.get(value, value) for value in backward.outputs)
+    received = replace(backward, kernels=kernels, nbytes=nbytes, outputs=outputs)
+    return received, [*first.values(), *tangents], held_names
 
 
 def _kept_positions(split: Partition) -> list[int]:

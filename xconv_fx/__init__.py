@@ -1,9 +1,9 @@
 """Sketched activations for convolutional networks, as a torch.compile backend.
 
 ``torch.compile(model, backend="xconv")`` needs no import of this package. Import it for the
-audit (:func:`last_report`, :func:`all_reports`), the drop-in layers (``xconv_fx.nn``),
-:func:`exact`, which keeps a part of a model exact, :func:`calibrate`, which measures what
-sketches do to a model's gradients, and plans as files (:func:`save_plans`,
+audit (:func:`last_report`, :func:`all_reports`, :func:`step_report`), the drop-in layers
+(``xconv_fx.nn``), :func:`exact`, which keeps a part of a model exact, :func:`calibrate`, which
+measures what sketches do to a model's gradients, and plans as files (:func:`save_plans`,
 :func:`load_plans`, :func:`compare_plans`).
 """
 
@@ -23,6 +23,7 @@ __all__ = [
     "load_plans",
     "nn",
     "save_plans",
+    "step_report",
 ]
 
 
@@ -32,6 +33,8 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module("xconv_fx.audit"), name)
     if name in ("save_plans", "load_plans", "compare_plans"):
         return getattr(importlib.import_module("xconv_fx.plans"), name)
+    if name == "step_report":
+        return importlib.import_module("xconv_fx.backend").step_report
     if name == "calibrate":
         return importlib.import_module("xconv_fx.calibration_run").calibrate
     if name == "exact":

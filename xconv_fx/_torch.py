@@ -9,13 +9,16 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 from torch._decomp import get_decompositions
 from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._functorch import config as functorch_config
+from torch._guards import CompileContext
 from torch._inductor import (
     config as inductor_config,
 )
@@ -54,6 +57,66 @@ class Partitioner(CustomPartitionerFn):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by identity: Inductor hashes its config, and the function may hold graphs."""
         return (str, (self._identity,))
+
+
+@dataclass(frozen=True)
+class DynamoCall:
+    """What Dynamo tells about a graph while it hands it to a backend.
+
+    To be dropped when the call is over: it holds the model and the batch.
+
+    Attributes:
+        compiled: stands for the ``torch.compile`` call, one object for all graphs of it; None
+            outside of Dynamo.
+        frame: number of the code object that the graph was traced from; None outside of Dynamo.
+        trace: changes with every graph that Dynamo traced; those of one trace are parts of a graph.
+        name: of the traced function.
+        ends_in_break: whether Dynamo stopped at a graph break, so that more code follows.
+        modules: those among the locals of the traced function: the model, ``self`` of its method.
+        inputs: the real tensor behind each input, parameters included; None where unknown.
+    """
+
+    compiled: object | None
+    frame: int | None
+    trace: str | None
+    name: str
+    ends_in_break: bool
+    modules: tuple[torch.nn.Module, ...]
+    inputs: tuple[torch.Tensor | None, ...]
+
+
+def dynamo_call(module: fx.GraphModule) -> DynamoCall:
+    """Return what Dynamo tells about the graph that is being compiled (2.13)."""
+    arguments = [node.meta.get("grapharg") for node in module.graph.find_nodes(op="placeholder")]
+    examples = [getattr(argument, "example", None) for argument in arguments]
+    inputs = (
+        *module.parameters(),
+        *module.buffers(),
+        *(x if isinstance(x, torch.Tensor) else None for x in examples),
+    )
+    trace = CompileContext.current_trace_id()
+    try:
+        translator = InstructionTranslator.current_tx()
+    except AttributeError:  # not called by Dynamo
+        translator = None
+    if translator is None or trace is None:
+        return DynamoCall(None, None, None, "graph", False, (), inputs)
+    code, output = translator.f_code, translator.output
+    reason = getattr(output, "compile_subgraph_reason", None)
+    return DynamoCall(
+        # DDP puts a compiler of its own before it, a new one for each frame.
+        compiled=getattr(
+            getattr(output.compiler_fn, "__self__", None),
+            "backend_compile_fn",
+            output.compiler_fn,
+        ),
+        frame=trace.compile_id.frame_id,
+        trace=str(trace),
+        name=code.co_name,
+        ends_in_break=bool(getattr(reason, "graph_break", False)),
+        modules=tuple(x for x in translator.f_locals.values() if isinstance(x, torch.nn.Module)),
+        inputs=inputs,
+    )
 
 
 def compile_with_inductor(
@@ -138,6 +201,16 @@ def inductor_prefers_channels_last(module: fx.GraphModule) -> bool:
     Its decision counts ``aten.convolution`` nodes only, so a joint graph gives the forward's.
     """
     return bool(GraphLowering.decide_layout_opt(module, is_inference=False))
+
+
+@contextlib.contextmanager
+def without_guards(graph: fx.Graph) -> Iterator[None]:
+    """Let nothing that is tried out on a graph guard its dynamic sizes (2.13)."""
+    vals = (node.meta.get("val") for node in graph.find_nodes(op="placeholder"))
+    modes = (mode for val in vals if (mode := getattr(val, "fake_mode", None)) is not None)
+    shape_env = getattr(next(modes, None), "shape_env", None)
+    with contextlib.nullcontext() if shape_env is None else shape_env.suppress_guards():
+        yield
 
 
 def decompositions_of(ops: Sequence[Any]) -> dict[Any, Callable[..., Any]]:

@@ -160,8 +160,8 @@ class Report:
     def summary(self) -> list[str]:
         """The totals and notes, a line each."""
         lines = [
-            f"kept for backward: {_mib(self.kept_nbytes)}, stock partition "
-            f"{_mib(self.stock_nbytes)}, ratio {self.ratio:.3f}",
+            f"kept for backward: {format_nbytes(self.kept_nbytes)}, stock partition "
+            f"{format_nbytes(self.stock_nbytes)}, ratio {self.ratio:.3f}",
             f"convolutions: {self.num_sketched_convolutions} sketched, "
             f"{len(self.exact_convolutions)} exact; values recomputed: {self.num_recomputed}",
         ]
@@ -365,8 +365,8 @@ def _value_table(rows: Sequence[ValueRow]) -> Table:
             str(row.dtype).removeprefix("torch."),
             row.decision,
             row.codec or "",
-            "unknown" if row.nbytes is None else _mib(row.nbytes),
-            _mib(row.kept_nbytes),
+            "unknown" if row.nbytes is None else format_nbytes(row.nbytes),
+            format_nbytes(row.kept_nbytes),
             f"{row.noise:.2g}",
         )
     return table
@@ -384,8 +384,8 @@ def _exact_table(rows: Sequence[ExactRow]) -> Table:
 
 def _memory_line(memory: MemoryEstimate) -> str:
     line = (
-        f"predicted step: live after forward {_mib(memory.live_after_forward_nbytes)}, "
-        f"peak {_mib(memory.peak_nbytes)}"
+        f"predicted step: live after forward {format_nbytes(memory.live_after_forward_nbytes)}, "
+        f"peak {format_nbytes(memory.peak_nbytes)}"
     )
     if memory.peak is not None:
         line += f" in the {memory.peak.phase} at {memory.peak.kernel} ({memory.peak.module})"
@@ -399,5 +399,6 @@ def _short_source(source: str) -> str:
     return location.rsplit("/", 1)[-1]
 
 
-def _mib(nbytes: int) -> str:
+def format_nbytes(nbytes: int) -> str:
+    """Return bytes in MiB or KiB, as text."""
     return f"{nbytes / 2**20:.2f} MiB" if nbytes >= 2**20 else f"{nbytes / 2**10:.2f} KiB"

@@ -7,6 +7,7 @@ done by ``passes``; this file binds options to them, falls back, and reports.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import logging
@@ -21,9 +22,10 @@ from torch import fx
 import passes
 from passes import JointGraph, MemoryEstimate, Partition
 from xconv_fx import _torch, audit
-from xconv_fx.budget import make_planner
+from xconv_fx.budget import StepBudget, check_exact, dynamic_sizes, make_planner
 from xconv_fx.calibration import Calibration, resolve_calibration
 from xconv_fx.errors import BudgetError
+from xconv_fx.ledger import Ledger, Place, Step, StepGraph
 from xconv_fx.memory import predict_step_memory
 from xconv_fx.memory_size import parse_budget
 from xconv_fx.options import Options, parse_options
@@ -31,8 +33,13 @@ from xconv_fx.plans import Plans, resolve_plans
 from xconv_fx.record_files import package_version
 from xconv_fx.rules import exact_decompositions, make_rules, tracing_decompositions
 from xconv_fx.rules.regions import unmatched_patterns
+from xconv_fx.step_memory import GraphInputs, GraphMemory, inputs_of
+from xconv_fx.step_totals import StepReport, make_step_report
 
 log = logging.getLogger("xconv_fx")
+
+# Which graphs belong together: known only here, as Dynamo hands them over one by one.
+_ledger = Ledger()
 
 
 def xconv(
@@ -59,9 +66,13 @@ def xconv(
         xconv_fx.errors.OptionError: for an unknown option or a bad value.
         xconv_fx.errors.PlanFileError: if ``options["plan"]`` names a file that cannot be read.
         xconv_fx.errors.CalibrationFileError: the same for ``options["calibration"]``.
+        xconv_fx.errors.BudgetError: if a memory budget is out of reach.
         passes.PlanMismatchError: if a recorded plan does not fit the graph.
     """
     parsed = parse_options(options)
+    call = _torch.dynamo_call(module)
+    step = _ledger.step_of(call)
+    place = step.place(call)
     inner = inner_compiler(parsed, example_inputs)
     settings = {
         **_torch.inductor_settings(),
@@ -76,26 +87,35 @@ def xconv(
         _rank(),
         resolve_plans(parsed.plan),
         resolve_calibration(parsed.calibration),
+        step,
+        place,
     )
     if inner == "aot_eager":
         compiled = _torch.compile_with_aot_eager(
             module, example_inputs, partition_function, tracing_decompositions()
         )
-        return cast(Callable[..., Any], compiled)
-    compiled = _torch.compile_with_inductor(
-        module,
-        example_inputs,
-        partition_function,
-        partition_function.identity,
-        tracing_decompositions(),
-        settings,
-    )
+    else:
+        compiled = _torch.compile_with_inductor(
+            module,
+            example_inputs,
+            partition_function,
+            partition_function.identity,
+            tracing_decompositions(),
+            settings,
+        )
+    step.record_inference(place, call, module)
     return cast(Callable[..., Any], compiled)
 
 
+def step_report() -> StepReport | None:
+    """Return the totals over the graphs of the model compiled last, or None if there is none."""
+    return None if _ledger.last is None else make_step_report(_ledger.last)
+
+
 def reset() -> None:
-    """Forget the reports; called by ``torch.compiler.reset()``."""
+    """Forget the reports and what belongs together; called by ``torch.compiler.reset()``."""
     audit.clear_reports()
+    _ledger.clear()
 
 
 xconv.reset = reset  # type: ignore[attr-defined]
@@ -111,6 +131,8 @@ class _PartitionFunction:
     rank: int
     plans: Plans | None = None
     calibration: Calibration | None = None
+    step: Step = dataclasses.field(default_factory=Step)
+    place: Place = dataclasses.field(default_factory=Place)
 
     @property
     def identity(self) -> str:
@@ -132,9 +154,10 @@ class _PartitionFunction:
         **kwargs: Any,
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         joint = JointGraph(module, num_fwd_outputs, tuple(static_lifetime_input_indices or ()))
+        inputs = inputs_of(joint, self.place.inputs)
         exactly = functools.partial(partition_exact, joint.copy(), kwargs)
         try:
-            split, report = self._sketched(joint, joint_inputs, kwargs, exactly)
+            split, report = self._sketched(joint, inputs, joint_inputs, kwargs, exactly)
         except (BudgetError, passes.PlanMismatchError):
             raise
         except Exception as error:  # noqa: BLE001  training must not break because of us
@@ -142,19 +165,29 @@ class _PartitionFunction:
             log.debug("the passes failed", exc_info=True)
             split = exactly()
             report = self._exact_report(split, joint, f"{type(error).__name__}: {error}")
+        self.step.record(
+            StepGraph(self.place, inputs, report, limit_nbytes=self.options.budget_nbytes)
+        )
         _announce(report)
         return split.forward, split.backward
 
     def _sketched(
         self,
         joint: JointGraph,
+        inputs: GraphInputs,
         joint_inputs: Sequence[Any],
         kwargs: dict[str, Any],
         exactly: Callable[[], Partition],
     ) -> tuple[Partition, audit.Report]:
+        # Trying plans out predicts their memory; the report needs one of those again.
+        predict = functools.cache(self._predict_memory)
+        step = self._step_budget(inputs, lambda outcome: predict(outcome.split))
         if not has_convolution(joint.graph):
             split = exactly()
-            return split, self._exact_report(split, joint, "no convolution in this graph")
+            report = self._exact_report(split, joint, "no convolution in this graph")
+            if step is not None:
+                check_exact(step, StepGraph(self.place, inputs, report).memory, self.options.strict)
+            return split, report
         rules = rules_for(self.options, self.inner, joint)
         given, calibration = self.options.memory_budget, self.calibration
         planner = make_planner(
@@ -162,7 +195,8 @@ class _PartitionFunction:
             self.options.noise_price,
             strict=self.options.strict,
             stock_nbytes=lambda: audit.kept_nbytes(exactly(), joint.held_inputs()),
-            peak_nbytes=lambda outcome: self._predict_memory(outcome.split).peak_nbytes,
+            peak_nbytes=lambda outcome: predict(outcome.split).peak_nbytes,
+            step=step,
         )
         outcome = passes.run(
             joint,
@@ -174,19 +208,41 @@ class _PartitionFunction:
             adjust_costs=None if calibration is None else calibration.adjust,
             **kwargs,
         )
-        predict = functools.partial(self._describe_memory, outcome.split)
+        known = predict(outcome.split) if step is not None and self.plans is None else None
+        describe = functools.partial(self._describe_memory, outcome.split, known)
         remarks = unmatched_patterns(self.options.exact_patterns, outcome.exposed.graph)
         if calibration is not None:
             remarks = [*calibration.remarks(outcome.exposed, outcome.costs), *remarks]
-        report = audit.make_report(outcome, rules, exactly, predict, remarks=remarks)
+        if step is not None and (sizes := dynamic_sizes(joint)) is not None:
+            remarks = [f"memory_budget was planned at {sizes}; a larger batch takes more", *remarks]
+        report = audit.make_report(outcome, rules, exactly, describe, remarks=remarks)
         return outcome.split, report
+
+    def _step_budget(
+        self, inputs: GraphInputs, predict: Callable[[passes.Outcome], MemoryEstimate]
+    ) -> StepBudget | None:
+        """Return the budget in bytes for the step that the graph is part of, if there is one."""
+        limit = self.options.budget_nbytes
+        if limit is None:
+            return None
+        return StepBudget(
+            limit,
+            self.step.room(self.place, inputs, self.options.memory_budget_graphs),
+            lambda outcome: GraphMemory.of(inputs, predict(outcome)),
+            self.place.name,
+            self.step.earlier(self.place, inputs),
+        )
 
     def _exact_report(self, split: Partition, joint: JointGraph, reason: str) -> audit.Report:
         predict = functools.partial(self._describe_memory, split)
         return audit.make_exact_report(split, joint.held_inputs(), reason, predict)
 
-    def _describe_memory(self, split: Partition) -> MemoryEstimate | None:
+    def _describe_memory(
+        self, split: Partition, known: MemoryEstimate | None = None
+    ) -> MemoryEstimate | None:
         """Predict for the report alone: a failure must not make the graph exact."""
+        if known is not None:
+            return known
         try:
             return self._predict_memory(split)
         except Exception:  # noqa: BLE001  the graph is fine, only its description failed
@@ -194,7 +250,8 @@ class _PartitionFunction:
             return None
 
     def _predict_memory(self, split: Partition) -> MemoryEstimate:
-        return predict_step_memory(split, self.inner, self.settings)
+        with _torch.without_guards(split.forward.graph):
+            return predict_step_memory(split, self.inner, self.settings)
 
 
 def _announce(report: audit.Report) -> None:

@@ -4,13 +4,16 @@ Comes in: the options and an exposed graph with its costs. Goes out: the planner
 ask for a plan. A share is of the bytes that torch's default partition of the same graph keeps; an
 absolute budget is of the step's predicted peak: parameters, buffers, batch, gradients, kept values
 and transients (optimiser state not included). Several graphs (graph breaks, buckets): a share
-applies to each; an absolute budget to the step of each graph by itself, without what others keep.
+applies to each; an absolute budget to the step of all of them, by the formula and the rule in
+:mod:`xconv_fx.step_memory`. Dynamic sizes: either is planned at the sizes that the graph is
+compiled with; at other sizes a peak is what it is there, nearly in proportion.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import fx
@@ -25,13 +28,33 @@ from passes import (
     plan_within,
     plan_within_peak,
 )
-from passes.joint import tensor_nbytes, tensor_val
+from passes.joint import hinted_shape, tensor_nbytes, tensor_val
 from passes.pipeline import Planner
 from passes.provenance import module_of
 from xconv_fx.errors import BudgetError
 from xconv_fx.sketches.randomness import SCHEDULE_LENGTH
+from xconv_fx.step_memory import GraphMemory, StepRoom, inputs_of
 
 _NUM_HOLDERS = 5
+
+
+@dataclass(frozen=True)
+class StepBudget:
+    """A budget in bytes for a step, one graph of which is planned.
+
+    Attributes:
+        limit_nbytes: the budget.
+        room: the rest of the step.
+        memory_of: predicts what a plan of the graph adds to the step.
+        name: of the graph.
+        earlier: what the graphs before it hold, each a text.
+    """
+
+    limit_nbytes: int
+    room: StepRoom
+    memory_of: Callable[[Outcome], GraphMemory]
+    name: str = "graph"
+    earlier: tuple[str, ...] = ()
 
 
 def make_planner(
@@ -41,6 +64,7 @@ def make_planner(
     strict: bool,
     stock_nbytes: Callable[[], int],
     peak_nbytes: Callable[[Outcome], int],
+    step: StepBudget | None = None,
 ) -> Planner:
     """Return the planner for the user's budget.
 
@@ -50,10 +74,11 @@ def make_planner(
         strict: whether an unreachable budget is an error rather than a warning.
         stock_nbytes: counts what torch's default partition of the graph keeps.
         peak_nbytes: predicts the peak of a step above what is allocated before it.
+        step: the rest of the step; None if the graph is a step by itself.
 
     Returns:
         A planner, see :data:`passes.pipeline.Planner`. It raises :class:`BudgetError` for a
-        budget out of reach, and for an absolute one if the graph has dynamic sizes.
+        budget out of reach, and for an absolute one if a size in the graph is unknown.
     """
     if budget is None:
         return at_price(noise_price)
@@ -63,20 +88,76 @@ def make_planner(
             found = plan_within(costs, int(budget * stock_nbytes()), _kept_nbytes)
             asked = f"{budget:g} of what torch's default partition keeps"
         else:
-            _refuse_dynamic(joint)
-            resident = _resident_nbytes(joint)
-            found = plan_within_peak(
-                costs, budget, lambda plan: resident + peak_nbytes(carry_out(plan))
-            )
+            _refuse_unknown(joint)
+            own = _alone(budget, joint, peak_nbytes) if step is None else step
+            found = _plan_in_step(own, costs, carry_out)
             asked = f"a predicted peak of {budget} bytes"
         if not found.fits:
-            text = _unreachable(asked, found, joint)
-            if strict:
-                raise BudgetError(text)
-            warnings.warn(f"xconv: {text} Going on with the least.", stacklevel=2)
+            earlier = () if step is None else step.earlier
+            _give_up(_unreachable(asked, found, joint, earlier), strict)
         return found.plan
 
     return planner
+
+
+def check_exact(step: StepBudget, memory: GraphMemory, strict: bool) -> None:
+    """Hold a step to its budget where a graph of it is compiled exactly, without a choice.
+
+    Args:
+        step: the budget.
+        memory: what the graph adds to the step.
+        strict: whether a step above it is an error rather than a warning.
+
+    Raises:
+        BudgetError: for a predicted peak above the budget.
+    """
+    peak = step.room.known_peak_nbytes(memory)
+    if peak > step.limit_nbytes:
+        text = (
+            f"memory_budget asks for a predicted peak of {step.limit_nbytes} bytes; with the graph "
+            f"{step.name}, which is compiled exactly, it is {peak}.{_say(step.earlier)} Ask for "
+            "more, use a smaller batch, or set strict=False to go on all the same."
+        )
+        _give_up(text, strict)
+
+
+def _give_up(text: str, strict: bool) -> None:
+    if strict:
+        raise BudgetError(text)
+    warnings.warn(f"xconv: {text} Going on with the least.", stacklevel=3)
+
+
+def _plan_in_step(
+    step: StepBudget, costs: CostTable, carry_out: Callable[[Plan], Outcome]
+) -> BudgetedPlan:
+    """Plan a graph within its part of a budget.
+
+    With n - 1 graphs to come that keep as much, each byte that this one keeps counts n times; the
+    search counts it once, so it is given an n-th of the peak and of the budget.
+    """
+    parts = step.room.num_parts
+
+    def part_nbytes(plan: Plan) -> int:
+        return -(-step.room.assumed_peak_nbytes(step.memory_of(carry_out(plan))) // parts)
+
+    found = plan_within_peak(costs, step.limit_nbytes // parts, part_nbytes)
+    if found.fits:
+        return found
+    # With graphs to come like this one even the least does not fit; but they may be smaller.
+    known = step.room.known_peak_nbytes(step.memory_of(carry_out(found.plan)))
+    return BudgetedPlan(found.plan, known, step.limit_nbytes)
+
+
+def _alone(
+    limit_nbytes: int, joint: JointGraph, peak_nbytes: Callable[[Outcome], int]
+) -> StepBudget:
+    inputs = inputs_of(joint, ())
+
+    def memory_of(outcome: Outcome) -> GraphMemory:
+        peak = peak_nbytes(outcome)
+        return GraphMemory(inputs.statics, inputs.batch_nbytes, backward_peak_nbytes=peak)
+
+    return StepBudget(limit_nbytes, StepRoom(), memory_of)
 
 
 def _kept_nbytes(plan: Plan) -> int:
@@ -85,26 +166,41 @@ def _kept_nbytes(plan: Plan) -> int:
     return plan.kept_nbytes + seeds * SCHEDULE_LENGTH * torch.int32.itemsize
 
 
-def _resident_nbytes(joint: JointGraph) -> int:
-    """Parameters, buffers and the batch."""
-    held = dict.fromkeys([*joint.static_inputs(), *joint.caller_held_inputs()])
-    vals = [tensor_val(node) for node in held]
-    return sum(tensor_nbytes(val) or 0 for val in vals if val is not None)
+def dynamic_sizes(joint: JointGraph) -> str | None:
+    """Say at which sizes the dynamic inputs of a graph are compiled; None if none is dynamic."""
+    vals = ((node.name, tensor_val(node)) for node in joint.primals)
+    shapes = [
+        f"{name} {'x'.join(map(str, hinted_shape(val)))}"
+        for name, val in vals
+        if val is not None and not all(isinstance(size, int) for size in val.shape)
+    ]
+    return ", ".join(shapes) or None
 
 
-def _refuse_dynamic(joint: JointGraph) -> None:
-    for node in joint.graph.find_nodes(op="placeholder"):
+def _refuse_unknown(joint: JointGraph) -> None:
+    for node in joint.graph.nodes:
         val = tensor_val(node)
-        if val is not None and not all(isinstance(size, int) for size in val.shape):
+        if val is not None and tensor_nbytes(val) is None:
             shape = "x".join(map(str, val.shape))
             raise BudgetError(
-                f"memory_budget in bytes needs sizes known when the graph is compiled; input "
-                f"{node.name} is {shape}. Give a share such as 0.3, which holds for every size, or "
-                "compile with dynamic=False."
+                f"memory_budget in bytes needs sizes known when the graph is compiled; {node.name} "
+                f"is {shape}, which depends on the data. Give a share such as 0.3, or keep what "
+                "makes it out of the compiled model (torch.compiler.disable)."
             )
 
 
-def _unreachable(asked: str, found: BudgetedPlan, joint: JointGraph) -> str:
+def _say(earlier: Sequence[str]) -> str:
+    if not earlier:
+        return ""
+    count = len(earlier) + 1
+    return (
+        f" It is graph {count} of the step, and those before it hold: {'; '.join(earlier)}. Set "
+        f"memory_budget_graphs to the number of graphs of a step, {count} at least, so that each "
+        "leaves room to the next."
+    )
+
+
+def _unreachable(asked: str, found: BudgetedPlan, joint: JointGraph, earlier: Sequence[str]) -> str:
     nodes: dict[str, fx.Node] = {node.name: node for node in joint.graph.nodes}
     holders = sorted(found.plan.decisions, key=lambda d: -d.kept_nbytes)[:_NUM_HOLDERS]
     listed = "; ".join(
@@ -114,6 +210,6 @@ def _unreachable(asked: str, found: BudgetedPlan, joint: JointGraph) -> str:
     )
     return (
         f"memory_budget asks for {asked}, {found.limit_nbytes} bytes; the least that can be "
-        f"reached is {found.measured_nbytes}. Most is kept by: {listed or 'nothing'}. Ask for "
-        "more, use a smaller batch, or set strict=False to take the least."
+        f"reached is {found.measured_nbytes}. Most is kept by: {listed or 'nothing'}."
+        f"{_say(earlier)} Ask for more, use a smaller batch, or set strict=False to take the least."
     )

@@ -55,6 +55,9 @@ class Options:
             or bytes (an int, or text such as ``"8GiB"``) of the step's predicted peak:
             parameters, batch, gradients, kept values and transients. The plan of least noise
             that fits is taken, whatever ``noise_price``.
+        memory_budget_graphs: how many graphs a step of the model has, for a budget in bytes: a
+            graph leaves as much to each graph still to come as it keeps itself. By default one
+            more where Dynamo stopped at a graph break, else none.
         strict: whether a budget out of reach is an error; if not, the least that can be reached
             is taken, with a warning.
         plan: plans to carry out in place of planning, from :func:`xconv_fx.load_plans`, or the
@@ -77,6 +80,7 @@ class Options:
     exact_modules: str | Sequence[str] = ()
     noise_price: float = DEFAULT_NOISE_PRICE
     memory_budget: float | int | str | None = None
+    memory_budget_graphs: int | None = None
     strict: bool = True
     plan: PlanSource | None = None
     calibration: CalibrationSource | None = None
@@ -104,6 +108,9 @@ class Options:
             raise OptionError("noise_price", self.noise_price, "a finite number >= 0")
         if self.memory_budget is not None:
             parse_budget(self.memory_budget)
+        graphs = self.memory_budget_graphs
+        if graphs is not None and (type(graphs) is not int or graphs < 1):
+            raise OptionError("memory_budget_graphs", graphs, "an int >= 1, graphs of a step")
         if not isinstance(self.strict, bool):
             raise OptionError("strict", self.strict, "True or False")
         patterns = self.exact_modules
@@ -127,6 +134,9 @@ class Options:
         if self.memory_budget is not None and self.noise_price != DEFAULT_NOISE_PRICE:
             allowed = "only without memory_budget, which finds its own price"
             raise OptionError("noise_price", self.noise_price, allowed)
+        if self.memory_budget_graphs is not None and self.budget_nbytes is None:
+            allowed = 'only with memory_budget in bytes, such as "8GiB"; a share needs no division'
+            raise OptionError("memory_budget_graphs", self.memory_budget_graphs, allowed)
         if self.calibration is not None and self.plan is not None:
             allowed = "only without plan, which decides everything"
             raise OptionError("calibration", self.calibration, allowed)
@@ -145,6 +155,12 @@ class Options:
                 raise OptionError(name, getattr(self, name), allowed)
         if self.sketch == "tile":
             self.make_tile()
+
+    @property
+    def budget_nbytes(self) -> int | None:
+        """The bytes of ``memory_budget``; None without one and for a share."""
+        budget = None if self.memory_budget is None else parse_budget(self.memory_budget)
+        return budget if isinstance(budget, int) else None
 
     @property
     def exact_patterns(self) -> tuple[str, ...]:

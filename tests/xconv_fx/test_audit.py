@@ -145,7 +145,7 @@ class TestRows:
 
     def test_the_predicted_memory_is_a_line_of_the_totals(self):
         peak = Peak("backward", "mm_1", "head", 0, ())
-        memory = MemoryEstimate(2**20, 2**20, 3 * 2**20, peak, ("u",))
+        memory = MemoryEstimate(2**20, 2**20, 2**20, 3 * 2**20, 0, peak, ("u",))
         report = audit.Report(
             (), (), 0, 0, 0, (), None, lambda: None, _predict_memory=lambda: memory
         )

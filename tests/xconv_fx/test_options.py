@@ -29,6 +29,7 @@ def test_defaults_need_no_thought():
         "exact_modules": (),
         "noise_price": DEFAULT_NOISE_PRICE,
         "memory_budget": None,
+        "memory_budget_graphs": None,
         "strict": True,
         "plan": None,
         "calibration": None,
@@ -57,6 +58,7 @@ def test_defaults_need_no_thought():
         {"plan": pathlib.Path("plans.json")},
         {"calibration": "measured.json"},
         {"calibration": pathlib.Path("measured.json"), "memory_budget": 0.1},
+        {"memory_budget": "8GiB", "memory_budget_graphs": 3},
         {"inductor": {"max_autotune": True}},
     ],
 )
@@ -215,9 +217,24 @@ def test_options_that_do_not_go_together_are_refused(given, text):
     assert refusal(**given) == text
 
 
+@pytest.mark.parametrize("graphs", [0, 1.5, True, "2"])
+def test_a_number_of_graphs_is_a_positive_int(graphs):
+    text = refusal(memory_budget=10**9, memory_budget_graphs=graphs)
+    assert text.startswith(f"option 'memory_budget_graphs' got {graphs!r}; allowed: an int >= 1")
+
+
+@pytest.mark.parametrize("given", [{}, {"memory_budget": 0.5}])
+def test_a_number_of_graphs_goes_with_a_budget_in_bytes(given):
+    assert refusal(memory_budget_graphs=2, **given) == (
+        "option 'memory_budget_graphs' got 2; allowed: only with memory_budget in bytes, such as "
+        '"8GiB"; a share needs no division'
+    )
+
+
 NAMES = (
     "['inner', 'sketch', 'probes', 'distribution', 'bits', 'side', 'kept', "
-    "'exact_modules', 'noise_price', 'memory_budget', 'strict', 'plan', 'calibration', 'inductor']"
+    "'exact_modules', 'noise_price', 'memory_budget', 'memory_budget_graphs', 'strict', 'plan', "
+    "'calibration', 'inductor']"
 )
 
 
