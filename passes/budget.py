@@ -37,9 +37,10 @@ _NUM_DEARER = 8
 # A share of the limit that is not worth another cut.
 _NEGLIGIBLE = 0.005
 
-# A peak this near under the limit, as a share of it, is near enough; what is measured at most.
-_SLACK_SHARE = 50
-_MAX_TRIALS = 6
+# A peak this near under the limit, as a share of it, is near enough; what is measured at most
+# between the exact plan and the least.
+_SLACK_SHARE = 20
+_MAX_TRIALS = 4
 
 _PlanAt = Callable[[float], Plan]
 
@@ -162,13 +163,14 @@ def plan_within_peak(
     Args:
         costs: the table made by *estimate*.
         limit_nbytes: the limit.
-        measure: the predicted peak of a plan, in bytes; asked at most eight times.
+        measure: the predicted peak of a plan, in bytes; asked at most six times.
 
     Returns:
-        The plan and its peak: at most the limit and, where it can be, no further below than a
-        fiftieth of it.
+        The plan and its peak. A plan that fits was measured, and no other that was measured and
+        fits has less noise. Where the peak is as near to the limit as a twentieth of it, which the
+        search ends at, a limit smaller by more than that cannot give a larger peak.
     """
-    plan_at = _solver(costs)
+    plan_at, harms = _solver(costs), _harms(costs)
     exact = plan_at(math.inf)
     last = BudgetedPlan(exact, measure(exact), limit_nbytes)
     if last.fits:
@@ -182,7 +184,7 @@ def plan_within_peak(
             break
         tried.add(plan.decisions)
         last = BudgetedPlan(plan, measure(plan), limit_nbytes)
-        if last.fits and (best is None or last.measured_nbytes > best.measured_nbytes):
+        if last.fits and (best is None or _harm(harms, plan) < _harm(harms, best.plan)):
             best = last
         if last.fits and limit_nbytes - last.measured_nbytes <= limit_nbytes // _SLACK_SHARE:
             break

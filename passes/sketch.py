@@ -321,8 +321,9 @@ def _wait_for_reader(
         if seed is None:
             return parts, seed
         return parts, _insert_recomputed(wait.call, [seed, other], value, reader, rewriter)
-    sizes = [tensor_nbytes(part.meta["val"]) for part in parts]
-    small = min(range(len(parts)), key=lambda i: sizes[i] if sizes[i] is not None else math.inf)
+    nbytes = [tensor_nbytes(part.meta["val"]) for part in parts]
+    sizes = [math.inf if size is None else size for size in nbytes]
+    small = sizes.index(min(sizes))
     waited = _insert_recomputed(wait.call, [parts[small], other], value, reader, rewriter)
     return (*parts[:small], waited, *parts[small + 1 :]), seed
 

@@ -9,7 +9,6 @@ one file that reads ``torch._inductor``'s scheduler; checked on 2.13.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -26,7 +25,7 @@ from torch._inductor.virtualized import V
 from torch.utils._ordered_set import OrderedSet
 
 from passes.buffer_reuse import hold_for_reuse
-from passes.joint import output_node
+from passes.joint import copy_module, output_node
 from passes.kernels import Kernel, Program
 from passes.provenance import module_of
 from passes.workspace import Layouts
@@ -82,7 +81,7 @@ def read_schedule(
     Returns:
         The kernels, with buffers named as Inductor names them, and the outputs' strides.
     """
-    copied = fx.GraphModule(module, copy.deepcopy(module.graph))
+    copied = copy_module(module)
     output_node(copied.graph).meta["user_visible_output_idxs"] = list(visible_outputs)
     inputs = [node.meta["val"] for node in copied.graph.find_nodes(op="placeholder")]
     for position, stride in (input_strides or {}).items():

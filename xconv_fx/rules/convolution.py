@@ -71,7 +71,7 @@ def slice_of_input_grad(
     groups: int,
     start: int,
     stop: int,
-) -> torch.Tensor:
+) -> Any:
     """Form the input gradient of some channels, from their part of the weight.
 
     Arguments are those of ``xconv.conv_input_grad``, and the range of channels.
