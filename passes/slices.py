@@ -61,8 +61,8 @@ def _bounds(user: fx.Node) -> tuple[int, int] | None:
     """Where a slice along dim 1 starts and stops; None for anything else, or unknown sizes."""
     if user.target is not aten.slice.Tensor:
         return None
-    given = list(user.args)
-    source, dim, start, stop, step = [*given, *[0, 0, None, 1][len(given) - 1 :]]
+    arguments: list[Any] = [*user.args, *(0, 0, None, 1)[len(user.args) - 1 :]]
+    source, dim, start, stop, step = arguments
     val = tensor_val(source) if isinstance(source, fx.Node) else None
     if val is None or dim != 1 or step != 1:
         return None
