@@ -150,9 +150,7 @@ def _row_moments(num_spatial: int, kept: Sequence[int]) -> list[float]:
     for level, count in enumerate(kept, 1):
         whole = count >= num_rows(num_spatial, level)
         inverse = sum_inverse_probabilities(num_spatial, level)
-        moments += [1.0 if whole else inverse / count**2] * min(
-            count, num_rows(num_spatial, level)
-        )
+        moments += [1.0 if whole else inverse / count**2] * min(count, num_rows(num_spatial, level))
     return moments
 
 

@@ -37,7 +37,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from xconv_fx.sketches.layout import Size, ceil_div, inverse, known, numel_of
+from xconv_fx.sketches.layout import Size, inverse, known, numel_of
 from xconv_fx.sketches.randomness import gaussian
 
 DIM = 8
@@ -47,9 +47,9 @@ MEAN_ABS_COORDINATE = 32.0 / (35.0 * math.pi)
 """kappa: the mean of |u_1| over the unit sphere of R^8."""
 
 _STREAM = 21
-# Basis octonions multiply to e_i e_j = +-e_(i xor j), by the Cayley-Dickson construction; bit j of
-# entry k is set where e_(k xor j) e_j = -e_k.
-_NEGATIVE = (0xFE, 0x94, 0x38, 0x52, 0xE0, 0x8A, 0x26, 0x4C)
+# Basis octonions multiply to e_i e_j = +-e_(i xor j), by the Cayley-Dickson construction; bit
+# 8 k + j is set where e_(k xor j) e_j = -e_k.
+_NEGATIVE = 0x4C_26_8A_E0_52_38_94_FE
 
 
 def num_vectors(num_planes: int) -> int:
@@ -64,34 +64,8 @@ def num_vectors(num_planes: int) -> int:
     return -(-(num_planes - 1) // DIM)
 
 
-def times(a: Sequence[Tensor], y: Sequence[Tensor | None]) -> list[Tensor]:
-    """Multiply octonions.
-
-    Args:
-        a: 8 tensors.
-        y: 8 tensors that broadcast with them, None for zero; not all are.
-
-    Returns:
-        The 8 numbers of ``a y``.
-    """
-    return [_combine([(a[k ^ j], _sign(k, j)) for j in range(DIM)], y) for k in range(DIM)]
-
-
-def transposed_times(a: Sequence[Tensor], z: Sequence[Tensor]) -> list[Tensor]:
-    """Apply the transpose of the map ``y -> a y``, its inverse for ``|a| = 1``.
-
-    Args:
-        a: 8 tensors.
-        z: 8 tensors that broadcast with them.
-
-    Returns:
-        8 numbers.
-    """
-    return [_combine([(a[k ^ j], _sign(k, j)) for k in range(DIM)], z) for j in range(DIM)]
-
-
-def draw_octonions(grid: Size, count: int, seed: Tensor) -> Tensor:
-    """Draw unit octonions for each tile of a sample, which its channels share.
+def draw_maps(grid: Size, count: int, seed: Tensor) -> Tensor:
+    """Draw the maps ``y -> a y`` of each tile of a sample, which its channels share.
 
     Args:
         grid: ``(N, C, *tile counts)``; the ints may be SymInts.
@@ -99,8 +73,7 @@ def draw_octonions(grid: Size, count: int, seed: Tensor) -> Tensor:
         seed: 0-dim int64 tensor in [0, 2**62), or its row of a key schedule.
 
     Returns:
-        float32 tensor ``(Q, 8, N, 1, *tile counts)``, uniform on the sphere along the second
-        dimension, up to the precision of the normal numbers.
+        float32 tensor ``(Q, 8, 8, N, 1, *tile counts)``, see :func:`maps_of`.
     """
     shape = [grid[0], 1, *grid[2:]]
     numel = numel_of(shape)
@@ -108,20 +81,34 @@ def draw_octonions(grid: Size, count: int, seed: Tensor) -> Tensor:
     column = torch.arange(DIM * count, device=seed.device).unsqueeze(1)
     row_bits = 16 if known(numel <= 2**16) else 48
     normal = gaussian(row, column, seed, stream=_STREAM, row_bits=row_bits, column_bits=16)
-    normal = normal.view([count, DIM, *shape])
-    drawn = normal / normal.square().sum(1, keepdim=True).sqrt()
+    return maps_of(normal.view([count, DIM, *shape]))
+
+
+def maps_of(octonions: Tensor) -> Tensor:
+    """Write octonions as the matrices of ``y -> a y``.
+
+    Args:
+        octonions: floating tensor ``(Q, 8, ...)``, of any length but 0, which is divided out.
+
+    Returns:
+        Tensor ``(Q, 8, 8, ...)``: orthogonal matrices, row by row.
+    """
+    unit = octonions / octonions.square().sum(1, keepdim=True).sqrt()
+    place = torch.arange(DIM * DIM, device=unit.device)
+    taken = unit.index_select(1, torch.bitwise_right_shift(place, 3) ^ (place & (DIM - 1)))
+    negative = torch.bitwise_right_shift(torch.full_like(place, _NEGATIVE), place) & 1
+    signs = (1 - 2 * negative).to(unit.dtype).view([-1] + [1] * (unit.dim() - 2))
+    maps = (taken * signs).view([unit.shape[0], DIM, DIM, *unit.shape[2:]])
     # A view of itself, which Inductor (2.13) stores: it would else draw them for every channel.
-    return drawn.as_strided(drawn.shape, drawn.stride())
+    return maps.as_strided(maps.shape, maps.stride())
 
 
-def to_signs(
-    planes: Tensor, octonions: Tensor, dim_order: Sequence[int]
-) -> tuple[Tensor, Tensor]:
+def to_signs(planes: Tensor, maps: Tensor, dim_order: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Turn the planes behind the first into signs and lengths.
 
     Args:
         planes: floating tensor ``(P, N, C, *tile counts)``, P >= 2.
-        octonions: from :func:`draw_octonions`, of the same grid and Q.
+        maps: from :func:`draw_maps`, of the same grid and Q.
         dim_order: dimensions of a plane from outermost to innermost in memory.
 
     Returns:
@@ -130,29 +117,29 @@ def to_signs(
         plane.
     """
     ordered = planes.permute(_planes_order(dim_order))
-    turned = octonions.to(planes.dtype).permute([0, 1, *(2 + dim for dim in dim_order)])
-    signs, kept = [], [ordered[0]]
-    for vector in range(num_vectors(len(planes))):
-        y = _vector(ordered, vector)
-        squares = [number.square() for number in y if number is not None]
-        kept.append(sum(squares[1:], squares[0]).sqrt())
-        code = torch.zeros_like(ordered[0], dtype=torch.int32)
-        for k, z in enumerate(times(turned[vector].unbind(), y)):
-            code = code | torch.where(z >= 0, 1 << k, 0).to(torch.int32)
-        signs.append(code.to(torch.uint8))
+    count = num_vectors(ordered.shape[0])
+    numbers, missing = ordered[1:], DIM * count + 1 - ordered.shape[0]
+    if missing:
+        zeros = torch.zeros_like(ordered[:1]).expand([missing, *ordered.shape[1:]])
+        numbers = torch.cat([numbers, zeros])
+    y = numbers.reshape([count, DIM, *ordered.shape[1:]])
+    z = (_ordered_maps(maps, planes.dtype, dim_order) * y.unsqueeze(1)).sum(2)
+    bit = torch.bitwise_left_shift(torch.ones_like(z, dtype=torch.int32), _bits(z.dim(), z.device))
+    codes = torch.where(z >= 0, bit, 0).sum(1, dtype=torch.int32).to(torch.uint8)
+    kept = torch.cat([ordered[:1], y.square().sum(1).sqrt()])
     back = inverse(_planes_order(dim_order))
-    return torch.stack(signs).permute(back), torch.stack(kept).permute(back)
+    return codes.permute(back), kept.permute(back)
 
 
 def from_signs(
-    signs: Tensor, kept: Tensor, octonions: Tensor, num_planes: int, dim_order: Sequence[int]
+    signs: Tensor, kept: Tensor, maps: Tensor, num_planes: int, dim_order: Sequence[int]
 ) -> Tensor:
-    """Rebuild planes whose expectation are the given ones.
+    """Rebuild planes whose expectation is the given ones.
 
     Args:
         signs: uint8 ``(Q, N, C, *tile counts)`` from :func:`to_signs`.
         kept: first plane and lengths ``(1 + Q, N, C, *tile counts)``, perhaps rounded.
-        octonions: those that :func:`to_signs` was given.
+        maps: those that :func:`to_signs` was given.
         num_planes: P.
         dim_order: dimensions of a plane from outermost to innermost in memory.
 
@@ -161,21 +148,17 @@ def from_signs(
         plane.
     """
     order = _planes_order(dim_order)
-    codes, scalars = signs.permute(order).to(torch.int32), kept.permute(order)
-    turned = octonions.to(kept.dtype).permute([0, 1, *(2 + dim for dim in dim_order)])
-    planes = [scalars[0]]
-    for vector in range(num_vectors(num_planes)):
-        length = scalars[1 + vector] * (1.0 / (DIM * MEAN_ABS_COORDINATE))
-        bits = [torch.bitwise_right_shift(codes[vector], k) & 1 for k in range(DIM)]
-        z = [(2 * bit - 1).to(kept.dtype) for bit in bits]
-        y = transposed_times(turned[vector].unbind(), z)
-        planes += [number * length for number in y]
-    return torch.stack(planes[:num_planes]).permute(inverse(order))
+    codes, scalars = signs.permute(order).to(torch.int32).unsqueeze(1), kept.permute(order)
+    wide = codes.expand([codes.shape[0], DIM, *codes.shape[2:]])
+    bit = torch.bitwise_right_shift(wide, _bits(wide.dim(), wide.device)) & 1
+    z = (2 * bit - 1).to(kept.dtype)
+    turned = (_ordered_maps(maps, kept.dtype, dim_order) * z.unsqueeze(2)).sum(1)
+    lengths = scalars[1:] * (1.0 / (DIM * MEAN_ABS_COORDINATE))
+    y = (turned * lengths.unsqueeze(1)).reshape([DIM * codes.shape[0], *scalars.shape[1:]])
+    return torch.cat([scalars[:1], y[: num_planes - 1]]).permute(inverse(order))
 
 
-def encode_planes(
-    planes: Tensor, seed: Tensor, dim_order: Sequence[int]
-) -> tuple[Tensor, Tensor]:
+def encode_planes(planes: Tensor, seed: Tensor, dim_order: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Turn the planes behind the first into signs and lengths, by octonions drawn from a seed.
 
     Args:
@@ -186,8 +169,8 @@ def encode_planes(
     Returns:
         Signs, and first plane and lengths, see :func:`to_signs`.
     """
-    octonions = draw_octonions(planes.shape[1:], num_vectors(planes.shape[0]), seed)
-    return to_signs(planes, octonions, dim_order)
+    maps = draw_maps(planes.shape[1:], num_vectors(planes.shape[0]), seed)
+    return to_signs(planes, maps, dim_order)
 
 
 def decode_planes(
@@ -205,38 +188,20 @@ def decode_planes(
     Returns:
         Planes ``(P, N, C, *tile counts)``, see :func:`from_signs`.
     """
-    octonions = draw_octonions(signs.shape[1:], num_vectors(num_planes), seed)
-    return from_signs(signs, kept, octonions, num_planes, dim_order)
+    maps = draw_maps(signs.shape[1:], num_vectors(num_planes), seed)
+    return from_signs(signs, kept, maps, num_planes, dim_order)
 
 
 def _planes_order(dim_order: Sequence[int]) -> list[int]:
     return [0, *(1 + dim for dim in dim_order)]
 
 
-def _vector(ordered: Tensor, vector: int) -> list[Tensor | None]:
-    """Take the planes of a vector, None where it is filled up."""
-    first = 1 + DIM * vector
-    present = [ordered[i] for i in range(first, min(first + DIM, len(ordered)))]
-    return [*present, *[None] * (DIM - len(present))]
+def _ordered_maps(maps: Tensor, dtype: torch.dtype, dim_order: Sequence[int]) -> Tensor:
+    """Bring the dimensions of the tiles into memory order."""
+    return maps.to(dtype).permute([0, 1, 2, *(3 + dim for dim in dim_order)])
 
 
-def _sign(k: int, j: int) -> bool:
-    """Say whether a's number k xor j enters number k of ``a y`` with a minus before y's j."""
-    return bool(_NEGATIVE[k] >> j & 1)
-
-
-def _combine(
-    factors: Sequence[tuple[Tensor, bool]], numbers: Sequence[Tensor | None]
-) -> Tensor:
-    """Sum products with signs, skipping the numbers that are None."""
-    total: Tensor | None = None
-    for (factor, negative), number in zip(factors, numbers, strict=True):
-        if number is None:
-            continue
-        term = factor * number
-        if total is None:
-            total = -term if negative else term
-        else:
-            total = total - term if negative else total + term
-    assert total is not None
-    return total
+def _bits(num_dims: int, device: torch.device) -> Tensor:
+    """Number the bits of a byte along the second dimension."""
+    number = torch.arange(DIM, dtype=torch.int32, device=device)
+    return number.view([-1] + [1] * (num_dims - 2))
