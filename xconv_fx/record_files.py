@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 
 from passes.plan_record import PlanMismatchError
 from passes.rules import Codec
-from xconv_fx.codecs import Pack, Probe, Quantize, Tile
+from xconv_fx.codecs import Pack, Probe, Quantize, SignTile, Tile
 from xconv_fx.errors import OptionError
 
 _CODECS: Mapping[str, Any] = MappingProxyType(
-    {"pack": Pack, "probe": Probe, "quantize": Quantize, "tile": Tile}
+    {"pack": Pack, "probe": Probe, "quantize": Quantize, "sign_tile": SignTile, "tile": Tile}
 )
 
 Record = TypeVar("Record")

@@ -254,7 +254,7 @@ class TestFiles:
 
     def test_an_unknown_codec(self, path):
         changed(path, lambda c: decisions(c, "sketch")[0]["codec"].update(name="zip"))
-        known = ["pack", "probe", "quantize", "tile"]
+        known = ["pack", "probe", "quantize", "sign_tile", "tile"]
         assert self.problem(path) == f"codec 'zip' is unknown; known are {known}"
 
     def test_a_codec_with_other_options(self, path):

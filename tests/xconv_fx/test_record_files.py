@@ -5,7 +5,7 @@ import json
 import pytest
 
 from passes import PlanMismatchError
-from xconv_fx.codecs import Pack, Probe, Quantize, Tile
+from xconv_fx.codecs import Pack, Probe, Quantize, SignTile, Tile
 from xconv_fx.record_files import build_codec, describe_codec, read_records, records_text
 
 
@@ -24,7 +24,8 @@ def path(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "codec", [Pack(2), Quantize(4), Tile(4, (1, 2), 2), Probe("orthogonal", 3)]
+    "codec",
+    [Pack(2), Quantize(4), SignTile(4, (2, 6)), Tile(4, (1, 2), 2), Probe("orthogonal", 3)],
 )
 def test_a_codec_comes_back_from_json(codec):
     assert build_codec(json.loads(json.dumps(describe_codec(codec)))) == codec

@@ -15,6 +15,7 @@ from xconv_fx.ops.registry import define
 from xconv_fx.sketches import (
     bitpack,
     blocks,
+    octonions,
     probing,
     quantize,
     randomness,
@@ -121,6 +122,26 @@ def _fake_untile(
     del seed, side, kept
     _check_order(dim_order, len(size))
     return empty_in_order(planes, size, dtype, dim_order)
+
+
+def _fake_encode_planes(
+    planes: Tensor, seed: Tensor, dim_order: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    del seed
+    _check_order(dim_order, planes.dim() - 1)
+    count, grid = octonions.num_vectors(planes.shape[0]), planes.shape[1:]
+    order = [0, *(1 + dim for dim in dim_order)]
+    signs = empty_in_order(planes, [count, *grid], torch.uint8, order)
+    return signs, empty_in_order(planes, [1 + count, *grid], planes.dtype, order)
+
+
+def _fake_decode_planes(
+    signs: Tensor, kept: Tensor, seed: Tensor, num_planes: int, dim_order: Sequence[int]
+) -> Tensor:
+    del seed
+    _check_order(dim_order, signs.dim() - 1)
+    order = [0, *(1 + dim for dim in dim_order)]
+    return empty_in_order(kept, [num_planes, *signs.shape[1:]], kept.dtype, order)
 
 
 def _check_order(dim_order: Sequence[int], num_dims: int) -> None:
@@ -238,3 +259,16 @@ untile = define(
     tiles.untile,
 )
 wait = define("wait(Tensor kept, Tensor other) -> Tensor", _wait, _wait)
+encode_planes = define(
+    "encode_planes(Tensor planes, Tensor seed, int[] dim_order) -> (Tensor, Tensor)",
+    octonions.encode_planes,
+    _fake_encode_planes,
+    octonions.encode_planes,
+)
+decode_planes = define(
+    "decode_planes(Tensor signs, Tensor kept, Tensor seed, int num_planes, int[] dim_order)"
+    " -> Tensor",
+    octonions.decode_planes,
+    _fake_decode_planes,
+    octonions.decode_planes,
+)

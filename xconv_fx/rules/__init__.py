@@ -19,7 +19,7 @@ from torch import fx
 from passes import LinearUse, Rules
 from passes.rules import Codec
 from xconv_fx import _torch, ops
-from xconv_fx.codecs import ALLOWED_BITS, Pack, Probe, Quantize, Tile
+from xconv_fx.codecs import ALLOWED_BITS, Pack, Probe, Quantize, SignTile
 from xconv_fx.options import Options
 from xconv_fx.rules import (
     convolution,
@@ -36,15 +36,18 @@ from xconv_fx.sketches.probing import MODES
 DEFAULT_PROBES = 16
 # Noise on the path of the gradient reaches every layer upstream: no tiles there.
 PATH_LADDER: tuple[Codec, ...] = tuple(Quantize(bits) for bits in ALLOWED_BITS)
-# From 8 bits an element to a quarter (in two dimensions). 1 bit is left out: tiles err less.
+# From 8 bits an element to a quarter: in two dimensions the last four, in three those of side 4, of
+# which all but the last want more rows than a tile in two dimensions has. 1 bit and tiles whose
+# rows are kept as numbers (Tile) are left out: these err less.
 LADDER: tuple[Codec, ...] = (
     *(Quantize(bits) for bits in (8, 4, 2)),
-    Tile(2, (1,)),
-    Tile(4, (1, 2)),
-    Tile(4, (1, 1)),
-    Tile(8, (2, 2, 4)),
-    Tile(8, (1, 2, 2)),
-    Tile(8, (1, 1, 1)),
+    SignTile(4, (7, 25)),
+    SignTile(4, (5, 19)),
+    SignTile(4, (3, 13)),
+    SignTile(4, (2, 6)),
+    SignTile(8, (3, 7, 14)),
+    SignTile(8, (2, 5, 9)),
+    SignTile(8, (1, 2, 5)),
 )
 
 EXPOSURES: dict[Any, Callable[..., Any]] = {

@@ -32,6 +32,7 @@ _TYPE_MASKS = (
 )
 # Draws of one level step through the table by this much: the next entry names other axes.
 _TYPE_STEP = 3
+_ROUND_STEP = 4
 _STREAM = 11
 
 
@@ -156,7 +157,9 @@ def _draw_row(
     num_coarse = num_spatial * (level - 1)
     type_bits, masks = _TYPE_BITS[num_spatial - 1], _TYPE_MASKS[num_spatial - 1]
     coarse = (words & (2**num_coarse - 1)) ^ (draw % 2**num_coarse)
-    entry = torch.bitwise_right_shift(words, num_coarse) + _TYPE_STEP * draw
+    # The steps come round after so many draws; another one keeps the next ones apart.
+    rounds = draw // 2 ** max(num_coarse, type_bits)
+    entry = torch.bitwise_right_shift(words, num_coarse) + _TYPE_STEP * draw + _ROUND_STEP * rounds
     entry = entry & (2**type_bits - 1)
     number, num_axes = torch.zeros_like(words), torch.zeros_like(words)
     for axis, mask in enumerate(masks):

@@ -42,9 +42,11 @@ from torch import Tensor
 
 from xconv_fx.sketches.layout import Size, ceil_div, inverse, known
 from xconv_fx.sketches.quantize import compute_dtype
-from xconv_fx.sketches.tile_rows import draw_rows, draw_words
+from xconv_fx.sketches.tile_rows import Row, draw_rows, draw_words
 
 _PARITY_OF_NIBBLE = 0x6996
+# Of an int32, whose sign is left alone.
+_ROWS_OF_A_WORD = 31
 
 
 def tile_with_words(
@@ -69,10 +71,10 @@ def tile_with_words(
     inner = _inner_dims(dim_order)
     scale = 1.0 / side**num_spatial
     planes = [tiled.sum(inner) * scale]
-    offset = _offsets(side, dim_order, x.device)
-    for row in draw_rows(words.permute(list(dim_order)), num_spatial, side, kept):
-        signed = tiled * _sign(row.number, offset, side, dim_order, tiled.dtype)
-        planes.append(signed.sum(inner) * (row.factor * scale) / row.divisor)
+    rows = draw_rows(words.permute(list(dim_order)), num_spatial, side, kept)
+    signs = _signs(rows, side, dim_order, tiled)
+    for row, sign in zip(rows, signs, strict=True):
+        planes.append((tiled * sign).sum(inner) * (row.factor * scale) / row.divisor)
     ordered = torch.stack(planes)
     return ordered.permute([0, *(1 + place for place in inverse(dim_order))])
 
@@ -101,11 +103,9 @@ def untile_with_words(
         Tensor of shape ``size`` whose memory order is ``dim_order``.
     """
     ordered = planes.permute([0, *(1 + dim for dim in dim_order)])
-    offset = _offsets(side, dim_order, planes.device)
     value = _spread(ordered[0], dim_order)
     rows = draw_rows(words.permute(list(dim_order)), len(size) - 2, side, kept)
-    for plane, row in enumerate(rows, 1):
-        sign = _sign(row.number, offset, side, dim_order, planes.dtype)
+    for plane, sign in enumerate(_signs(rows, side, dim_order, planes), 1):
         value = value + _spread(ordered[plane], dim_order) * sign
     return _merge(value.to(dtype), size, side, dim_order)
 
@@ -172,10 +172,28 @@ def grid_of(size: Size, side: int) -> list[int]:
     return [*size[:2], *(ceil_div(extent, side) for extent in size[2:])]
 
 
-def _sign(
-    index: int | Tensor, offset: Tensor, side: int, dim_order: Sequence[int], dtype: torch.dtype
-) -> Tensor:
-    """Evaluate ``sqrt(T) h_k`` at the elements of the tiles."""
+def _signs(rows: Sequence[Row], side: int, dim_order: Sequence[int], like: Tensor) -> list[Tensor]:
+    """Evaluate ``sqrt(T) h_k`` of every row at the elements of the tiles.
+
+    The signs of up to 31 rows are first put together into one word an element of a sample, which
+    its channels share: reading a bit of it costs less than finding the sign again for a channel.
+    """
+    offset = _offsets(side, dim_order, like.device)
+    signs = []
+    for first in range(0, len(rows), _ROWS_OF_A_WORD):
+        word = torch.zeros_like(offset)
+        for place, row in enumerate(rows[first : first + _ROWS_OF_A_WORD]):
+            parity = _parity(row.number, offset, side, dim_order)
+            word = word | torch.bitwise_left_shift(parity, place)
+        # A view of itself, which Inductor (2.13) stores.
+        word = word.as_strided(word.shape, word.stride())
+        for place in range(len(rows[first : first + _ROWS_OF_A_WORD])):
+            signs.append((1 - 2 * (torch.bitwise_right_shift(word, place) & 1)).to(like.dtype))
+    return signs
+
+
+def _parity(index: int | Tensor, offset: Tensor, side: int, dim_order: Sequence[int]) -> Tensor:
+    """Return 1 where ``h_k`` is negative, else 0."""
     if isinstance(index, Tensor):
         index = _spread(index, dim_order)
     common = offset & index
@@ -184,8 +202,7 @@ def _sign(
         if num_bits > shift:
             common = common ^ torch.bitwise_right_shift(common, shift)
     table = torch.full_like(common, _PARITY_OF_NIBBLE)
-    parity = torch.bitwise_right_shift(table, common & 0xF) & 1
-    return (1 - 2 * parity).to(dtype)
+    return torch.bitwise_right_shift(table, common & 0xF) & 1
 
 
 def _offsets(side: int, dim_order: Sequence[int], device: torch.device) -> Tensor:

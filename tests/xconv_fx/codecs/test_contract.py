@@ -13,7 +13,7 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 
 from passes.rules import Codec
-from xconv_fx.codecs import Pack, Probe, Quantize, Tile
+from xconv_fx.codecs import Pack, Probe, Quantize, SignTile, Tile
 from xconv_fx.ops import DECOMPOSITIONS
 
 PLAIN, LAST = [0, 1, 2, 3], [0, 2, 3, 1]
@@ -34,7 +34,10 @@ RANDOM_CODECS: list[Codec] = [
     Tile(2, (1,)),
     Tile(4, (1, 2)),
     Tile(8, (1, 2, 4), bits=8),
+    SignTile(4, (2, 6)),
+    SignTile(8, (2, 5, 9)),
 ]
+TILES = (Tile, SignTile)
 names = pytest.mark.parametrize("codec", RANDOM_CODECS, ids=lambda codec: codec.name)
 
 
@@ -54,6 +57,8 @@ def test_names():
         "tile[2,1,4b]",
         "tile[4,1+2,4b]",
         "tile[8,1+2+4,8b]",
+        "sign_tile[4,2+6]",
+        "sign_tile[8,2+5+9]",
     ]
     assert Pack().name == "bitmask"
 
@@ -159,7 +164,7 @@ OTHERS = {
 def test_sizes_unknown_at_compile_time_are_not_specialised(codec, dims):
     x = channels_last(4, 12, 16, 24)
     graph, symbols, guards = trace_dynamic(codec, x, dims)
-    if not isinstance(codec, Tile) or dims == (0,):
+    if not isinstance(codec, TILES) or dims == (0,):
         assert guards == []
     for shape in OTHERS[dims]:
         # Whatever torch asked about tiles (is there more than one?) holds for other sizes.
@@ -169,7 +174,7 @@ def test_sizes_unknown_at_compile_time_are_not_specialised(codec, dims):
         again, _, _ = trace_dynamic(codec, other, dims)
         assert again.code == graph.code
         decoded = graph(other, SEED)
-        if not isinstance(codec, Tile) and codec != Quantize(2, group_size=64):
+        if not isinstance(codec, TILES) and codec != Quantize(2, group_size=64):
             assert torch.equal(decoded, round_trip_of(codec)(other, SEED))
         # Groups are larger than where sizes are known; twice the noise at most.
         noise = float((decoded - other).square().sum() / other.square().sum())

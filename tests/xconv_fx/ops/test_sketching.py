@@ -57,6 +57,17 @@ def test_tile_operators(dtype, order, side, kept):
     opcheck(sketching.untile, (planes, SEED, list(x.shape), dtype, side, kept, dims))
 
 
+@each_dtype
+@each_order
+@pytest.mark.parametrize(("side", "kept"), [(4, [2, 6]), (4, [3, 12])])
+def test_octonion_operators(dtype, order, side, kept):
+    dims = ORDERS[order]
+    planes = sketching.tile(data(dtype, order), SEED, side, kept, dims)
+    opcheck(sketching.encode_planes, (planes, SEED, dims))
+    signs, scalars = sketching.encode_planes(planes, SEED, dims)
+    opcheck(sketching.decode_planes, (signs, scalars, SEED, len(planes), dims))
+
+
 def test_every_sketching_operator_has_a_decomposition():
     assert {str(op) for op in DECOMPOSITIONS} >= {
         "xconv.pack.default",
@@ -67,6 +78,8 @@ def test_every_sketching_operator_has_a_decomposition():
         "xconv.reconstruct.default",
         "xconv.tile.default",
         "xconv.untile.default",
+        "xconv.encode_planes.default",
+        "xconv.decode_planes.default",
     }
 
 

@@ -1,0 +1,136 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from xconv_fx.sketches.octonions import (
+    DIM,
+    MEAN_ABS_COORDINATE,
+    decode_planes,
+    draw_maps,
+    encode_planes,
+    from_signs,
+    maps_of,
+    num_vectors,
+    to_signs,
+)
+from xconv_fx.sketches.tile_rows import draw_words
+
+SEED = torch.tensor(2**61 + 424242)
+
+
+def test_eight_planes_a_vector():
+    assert [num_vectors(planes) for planes in (1, 2, 9, 10, 17)] == [0, 1, 1, 2, 2]
+
+
+def test_rows_are_the_octonion_with_signs_and_places_changed():
+    # The premise of the proof: so a row is uniform on the sphere where the octonion is.
+    maps = maps_of(torch.eye(DIM, dtype=torch.float64).unsqueeze(0)).squeeze(0)  # (k, j, octonion)
+    assert set(maps.unique().tolist()) == {-1.0, 0.0, 1.0}
+    # Each row is linear in the octonion by a signed permutation ...
+    for row in maps:
+        assert torch.equal(row.abs().sum(0), torch.ones(DIM, dtype=torch.float64))
+        assert torch.equal(row.abs().sum(1), torch.ones(DIM, dtype=torch.float64))
+    # ... and no other number of it comes in: the maps of a sum are the sums of maps.
+    a = torch.randn(1, DIM, 1, dtype=torch.float64)
+    length = float(a.norm())
+    expected = (maps @ a.squeeze(0)).squeeze(2) / length
+    assert torch.allclose(maps_of(a).squeeze(), expected, rtol=0, atol=1e-14)
+
+
+def test_maps_are_orthogonal():
+    a = torch.randn(1, DIM, 500, dtype=torch.float64)
+    maps = maps_of(a).squeeze(0).permute(2, 0, 1)
+    # Rounding of sums of 8 products in float64.
+    assert torch.allclose(
+        maps @ maps.mT, torch.eye(DIM, dtype=torch.float64).expand(500, DIM, DIM), atol=1e-14
+    )
+
+
+def test_the_mean_coordinate_is_that_of_the_sphere():
+    # The density of a coordinate on the sphere of R^8 is proportional to (1 - u^2)^(5/2).
+    u = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+    density = (1 - u * u) ** 2.5
+    assert float((u * density).sum() / density.sum()) == pytest.approx(MEAN_ABS_COORDINATE, 1e-9)
+
+
+VECTORS = {
+    "axis": [1, 0, 0, 0, 0, 0, 0, 0],
+    "diagonal": [1, -1, 0, 0, 0, 0, 0, 0],
+    "even": [1, 1, 1, 1, 1, 1, 1, 1],
+    "uneven": [9, -3, 1, 0.3, -0.1, 0.03, 0.01, 0],
+    "filled up": [2, -1, 0.5],
+}
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_the_mean_over_octonions_is_the_vector(name):
+    # 2**16 independent octonions, one a sample. Six standard errors of each number fail by chance
+    # once in 5e8; a bias of a hundredth of the length would be at least as much.
+    num_draws = 2**16
+    y = torch.tensor(VECTORS[name], dtype=torch.float64)
+    planes = torch.cat([torch.zeros(1, dtype=torch.float64), y]).view(-1, 1, 1, 1)
+    planes = planes.expand(-1, num_draws, 1, 1)
+    order = [0, 1, 2]
+    signs, kept = encode_planes(planes, SEED, order)
+    back = decode_planes(signs, kept, SEED, len(planes), order)[1:, :, 0, 0]
+    mean, error = back.mean(1), back.std(1) / math.sqrt(num_draws)
+    assert bool(((mean - y).abs() < 6 * error).all())
+    assert float(error.max()) < 0.01 * float(y.norm()) / 6
+
+
+def test_what_comes_back_has_always_the_same_length():
+    planes = torch.randn(17, 3, 5, 4, 2, dtype=torch.float64)
+    signs, kept = encode_planes(planes, SEED, [0, 1, 2, 3])
+    back = decode_planes(signs, kept, SEED, 17, [0, 1, 2, 3])
+    assert torch.equal(back[0], planes[0])
+    given, decoded = (t[1:].view(2, 8, -1).square().sum(1) for t in (planes, back))
+    ratio = 1 / (8 * MEAN_ABS_COORDINATE**2)
+    assert ratio == pytest.approx(1.476, abs=1e-3)
+    # The octonions are of length 1 to the rounding of float32.
+    assert torch.allclose(decoded, ratio * given, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_planes", [2, 8, 9, 12, 17])
+def test_shapes_and_a_tile_of_zeros(num_planes):
+    planes = torch.randn(num_planes, 2, 3, 4)
+    planes[:, 1] = 0
+    signs, kept = encode_planes(planes, SEED, [0, 1, 2])
+    count = num_vectors(num_planes)
+    assert (signs.shape, signs.dtype) == ((count, 2, 3, 4), torch.uint8)
+    assert (kept.shape, kept.dtype) == ((1 + count, 2, 3, 4), torch.float32)
+    back = decode_planes(signs, kept, SEED, num_planes, [0, 1, 2])
+    assert back.shape == planes.shape
+    assert torch.equal(back[:, 1], planes[:, 1])
+
+
+def test_channels_share_octonions_and_tiles_and_vectors_do_not():
+    maps = draw_maps((4, 3, 2, 5), 2, SEED)
+    assert maps.shape == (2, 8, 8, 4, 1, 2, 5)
+    rows = maps[:, 0].movedim(1, -1).reshape(-1, DIM)
+    for one, other in itertools.combinations(rows, 2):
+        assert not bool(torch.isclose(one, other).all())
+
+
+def test_octonions_are_drawn_apart_from_the_rows():
+    # Both come from hashes of (tile, column); were the streams one, rows would steer signs.
+    grid, num_tiles = (4096, 1, 1), 4096
+    words = draw_words(grid, SEED).double().flatten() / 2**24 - 0.5
+    numbers = draw_maps(grid, 1, SEED)[0, 0].reshape(DIM, num_tiles).double()
+    correlation = (numbers * words).sum(1) / numbers.norm(dim=1) / words.norm()
+    assert float(correlation.abs().max()) < 5 / math.sqrt(num_tiles)  # five standard errors
+
+
+def test_memory_order_changes_the_layout_and_no_number():
+    planes = torch.randn(9, 2, 3, 4, 5)
+    order = [0, 2, 3, 1]
+    last = planes.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    maps = draw_maps(planes.shape[1:], 1, SEED)
+    plain, other = to_signs(planes, maps, [0, 1, 2, 3]), to_signs(last, maps, order)
+    for one, two in zip(plain, other, strict=True):
+        assert torch.allclose(one, two, atol=1e-6)  # sums of eight, in another order perhaps
+        assert two.permute(0, 1, 3, 4, 2).is_contiguous()
+    back = from_signs(*other, maps, 9, order)
+    assert torch.allclose(back, from_signs(*plain, maps, 9, [0, 1, 2, 3]), atol=1e-6)
+    assert back.stride() == last.stride()
