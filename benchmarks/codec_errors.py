@@ -16,8 +16,8 @@ from torch import Tensor
 from benchmarks.codec_results import CodecResult, LayerError
 from benchmarks.convolution_sites import ConvolutionSite
 from benchmarks.gradient_statistics import relative_rms_error
+from passes.joint import memory_order
 from passes.rules import Codec
-from passes.sketch import memory_order
 from xconv_fx.options import Options
 from xconv_fx.rules import candidate_codecs
 

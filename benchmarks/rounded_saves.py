@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from passes.sketch import memory_order
+from passes.joint import memory_order
 from xconv_fx.codecs import Quantize
 from xconv_fx.sketches.quantize import dequantize_with_thresholds
 from xconv_fx.sketches.randomness import SEED_BOUND

@@ -164,3 +164,25 @@ def _flat(outputs: Any) -> list[Any]:
     if isinstance(outputs, (list, tuple)):
         return [leaf for item in outputs for leaf in _flat(item)]
     return [outputs]
+
+
+def memory_order(val: torch.Tensor, channels_last: bool = False) -> tuple[int, ...]:
+    """Return the dims of ``val`` from outermost to innermost in memory.
+
+    Any order is correct; one that is not the memory's is slower. Ties and unknown strides keep
+    the logical order. With ``channels_last`` a 4-D value is taken to be laid out so.
+    """
+    if channels_last and val.dim() == 4:
+        return (0, 2, 3, 1)
+    strides = [_torch.size_hint(s) for s in val.stride()]
+    if any(s is None for s in strides):
+        return tuple(range(val.dim()))
+    return tuple(sorted(range(val.dim()), key=lambda d: -(strides[d] or 0)))
+
+
+def place_after(node: fx.Node, seed: fx.Node | None = None) -> fx.Node:
+    """The place right behind ``node``, past all placeholders; for a placeholder, past its seed."""
+    following = seed.next if seed is not None and node.op == "placeholder" else node.next
+    while following.op == "placeholder":
+        following = following.next
+    return following

@@ -29,7 +29,7 @@ from torch import fx
 from passes.derive import Derivation
 from passes.estimate import CodecCost, CostTable, ValueCost
 from passes.fingerprint import graph_lines
-from passes.joint import JointGraph, is_tangent
+from passes.joint import JointGraph, is_tangent, memory_order
 from passes.measured import (
     CodecMeasurement,
     GradientMeasurement,
@@ -39,7 +39,7 @@ from passes.measured import (
 from passes.observe import Replay, values_read
 from passes.provenance import module_of
 from passes.rules import Codec, Rules
-from passes.sketch import draw_seed, memory_order
+from passes.sketch import draw_seed
 
 # A gradient whose elements are some 1e-5 of the others' is zero but for rounding (of a bias in
 # front of a norm): noise beside it means nothing.

@@ -8,8 +8,9 @@ from expecttest import assert_expected_inline
 
 from passes import Action, Decision, Plan
 from passes.derive import Derivation
+from passes.joint import memory_order
 from passes.rules import Wait
-from passes.sketch import apply_plan, memory_order
+from passes.sketch import apply_plan
 
 aten = torch.ops.aten
 
