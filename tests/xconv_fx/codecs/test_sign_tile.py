@@ -35,8 +35,8 @@ def test_the_mean_over_seeds_is_the_input(codec, dtype, order):
     assert abs(float(values.mean())) < 6 * float(values.std()) / math.sqrt(400)
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("size", [(4, 6, 16, 8), (3, 5, 9, 11)])
+# Each takes a minute to compile: both memory orders, one with edges that the side does not divide.
+@pytest.mark.parametrize(("size", "order"), [((4, 6, 16, 8), "plain"), ((3, 5, 9, 11), "last")])
 def test_compiled_equals_eager(size, order):
     codec, dims = SignTile(4, (2, 6)), ORDERS[order]
 
