@@ -86,7 +86,10 @@ class DynamoCall:
 
 
 def dynamo_call(module: fx.GraphModule) -> DynamoCall:
-    """Return what Dynamo tells about the graph that is being compiled (2.13)."""
+    """Return what Dynamo tells about the graph that is being compiled (2.13).
+
+    Where a version of torch does not tell it so, the graph is a step by itself.
+    """
     arguments = [node.meta.get("grapharg") for node in module.graph.find_nodes(op="placeholder")]
     examples = [getattr(argument, "example", None) for argument in arguments]
     inputs = (
@@ -94,13 +97,14 @@ def dynamo_call(module: fx.GraphModule) -> DynamoCall:
         *module.buffers(),
         *(x if isinstance(x, torch.Tensor) else None for x in examples),
     )
-    trace = CompileContext.current_trace_id()
     try:
-        translator = InstructionTranslator.current_tx()
-    except AttributeError:  # not called by Dynamo
-        translator = None
-    if translator is None or trace is None:
+        return _call_of(InstructionTranslator.current_tx(), inputs)
+    except AttributeError:  # not called by Dynamo, or by another version of it
         return DynamoCall(None, None, None, "graph", False, (), inputs)
+
+
+def _call_of(translator: Any, inputs: tuple[torch.Tensor | None, ...]) -> DynamoCall:
+    trace: Any = CompileContext.current_trace_id()
     code, output = translator.f_code, translator.output
     reason = getattr(output, "compile_subgraph_reason", None)
     return DynamoCall(

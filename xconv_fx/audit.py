@@ -144,9 +144,7 @@ class Report:
 
     def __str__(self) -> str:
         """Render the report as plain text."""
-        buffer = io.StringIO()
-        self.print(Console(file=buffer, width=160))
-        return buffer.getvalue()
+        return plain_text(self.print)
 
     def print(self, console: Console | None = None) -> None:
         """Print the report as tables."""
@@ -397,6 +395,13 @@ def _memory_line(memory: MemoryEstimate) -> str:
 def _short_source(source: str) -> str:
     location, _, _ = source.partition(": ")
     return location.rsplit("/", 1)[-1]
+
+
+def plain_text(print_to: Callable[[Console], None]) -> str:
+    """Return what a report prints, as text."""
+    buffer = io.StringIO()
+    print_to(Console(file=buffer, width=160))
+    return buffer.getvalue()
 
 
 def format_nbytes(nbytes: int) -> str:

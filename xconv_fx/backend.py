@@ -195,7 +195,6 @@ class _PartitionFunction:
             self.options.noise_price,
             strict=self.options.strict,
             stock_nbytes=lambda: audit.kept_nbytes(exactly(), joint.held_inputs()),
-            peak_nbytes=lambda outcome: predict(outcome.split).peak_nbytes,
             step=step,
         )
         outcome = passes.run(

@@ -33,7 +33,7 @@ from passes.pipeline import Planner
 from passes.provenance import module_of
 from xconv_fx.errors import BudgetError
 from xconv_fx.sketches.randomness import SCHEDULE_LENGTH
-from xconv_fx.step_memory import GraphMemory, StepRoom, inputs_of
+from xconv_fx.step_memory import GraphMemory, StepRoom
 
 _NUM_HOLDERS = 5
 
@@ -63,8 +63,7 @@ def make_planner(
     *,
     strict: bool,
     stock_nbytes: Callable[[], int],
-    peak_nbytes: Callable[[Outcome], int],
-    step: StepBudget | None = None,
+    step: StepBudget | None,
 ) -> Planner:
     """Return the planner for the user's budget.
 
@@ -73,8 +72,7 @@ def make_planner(
         noise_price: lambda where there is no budget.
         strict: whether an unreachable budget is an error rather than a warning.
         stock_nbytes: counts what torch's default partition of the graph keeps.
-        peak_nbytes: predicts the peak of a step above what is allocated before it.
-        step: the rest of the step; None if the graph is a step by itself.
+        step: the budget in bytes and the rest of the step; None for a share, or no budget.
 
     Returns:
         A planner, see :data:`passes.pipeline.Planner`. It raises :class:`BudgetError` for a
@@ -89,8 +87,8 @@ def make_planner(
             asked = f"{budget:g} of what torch's default partition keeps"
         else:
             _refuse_unknown(joint)
-            own = _alone(budget, joint, peak_nbytes) if step is None else step
-            found = _plan_in_step(own, costs, carry_out)
+            assert step is not None, "a budget in bytes is one of a step"
+            found = _plan_in_step(step, costs, carry_out)
             asked = f"a predicted peak of {budget} bytes"
         if not found.fits:
             earlier = () if step is None else step.earlier
@@ -146,18 +144,6 @@ def _plan_in_step(
     # With graphs to come like this one even the least does not fit; but they may be smaller.
     known = step.room.known_peak_nbytes(step.memory_of(carry_out(found.plan)))
     return BudgetedPlan(found.plan, known, step.limit_nbytes)
-
-
-def _alone(
-    limit_nbytes: int, joint: JointGraph, peak_nbytes: Callable[[Outcome], int]
-) -> StepBudget:
-    inputs = inputs_of(joint, ())
-
-    def memory_of(outcome: Outcome) -> GraphMemory:
-        peak = peak_nbytes(outcome)
-        return GraphMemory(inputs.statics, inputs.batch_nbytes, backward_peak_nbytes=peak)
-
-    return StepBudget(limit_nbytes, StepRoom(), memory_of)
 
 
 def _kept_nbytes(plan: Plan) -> int:

@@ -5,13 +5,12 @@ Comes in: the graphs of a :class:`xconv_fx.ledger.Step`. Goes out: a frozen :cla
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
 
-from xconv_fx.audit import format_nbytes
+from xconv_fx.audit import format_nbytes, plain_text
 from xconv_fx.ledger import Step, StepGraph
 from xconv_fx.step_memory import GraphMemory, resident_nbytes, step_peak_nbytes
 
@@ -73,9 +72,7 @@ class StepReport:
 
     def __str__(self) -> str:
         """Render the report as plain text."""
-        buffer = io.StringIO()
-        self.print(Console(file=buffer, width=160))
-        return buffer.getvalue()
+        return plain_text(self.print)
 
     def print(self, console: Console | None = None) -> None:
         """Print a row a graph, and the totals."""
