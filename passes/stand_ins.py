@@ -94,30 +94,16 @@ def _stand_in(value: fx.Node, reader: fx.Node, stand_ins: StandIns) -> fx.Node:
         decision = stand_ins.decisions[needed]
         if decision.codec is not None:
             made = _insert_decode(needed, decision, reader, stand_ins)
-        elif decision.derivation is not None and decision.derivation.rebuild is not None:
-            made = _insert_rebuild(needed, decision.derivation, reader, stand_ins)
+        elif decision.derivation is not None:
+            made = _insert_derived(needed, decision.derivation, reader, stand_ins)
         else:
             made = _insert_clone(needed, reader, stand_ins)
         stand_ins.made[needed] = made
     stand_in = stand_ins.made.get(value, value)
-    if value in missing and stand_ins.decisions[value].action is Action.DERIVE:
-        stand_in = _laid_out(stand_in, value, reader, stand_ins)
-        stand_ins.made[value] = stand_in
     for led_to in missing:
         if led_to is not value and stand_ins.decisions[led_to].action in _ESTIMATED:
             del stand_ins.made[led_to]
     return stand_in
-
-
-def _laid_out(made: fx.Node, value: fx.Node, reader: fx.Node, stand_ins: StandIns) -> fx.Node:
-    """Lay a derived value out as a decoded one is; its reader would copy it else."""
-    if not stand_ins.channels_last or value.meta["val"].dim() != 4:
-        return made
-    return _insert_recomputed(_channels_last, [made], value, reader, stand_ins)
-
-
-def _channels_last(x: torch.Tensor) -> torch.Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _missing_stand_ins(value: fx.Node, stand_ins: StandIns) -> list[fx.Node]:
@@ -183,12 +169,36 @@ def _wait_for_reader(
     return (*parts[:small], waited, *parts[small + 1 :]), seed
 
 
-def _insert_rebuild(
+def _insert_derived(
     value: fx.Node, derivation: Derivation, reader: fx.Node, stand_ins: StandIns
 ) -> fx.Node:
-    assert derivation.rebuild is not None
-    inputs = [stand_ins.made.get(n, n) for n in _inputs_of(derivation, stand_ins)]
-    return _insert_recomputed(derivation.rebuild, inputs, value, reader, stand_ins)
+    """Derive a value, laid out as a decoded one is; its reader would copy it else.
+
+    Of a concatenation the parts are, since the whole is written part by part.
+    """
+    if derivation.rebuild is not None:
+        inputs = [stand_ins.made.get(n, n) for n in _inputs_of(derivation, stand_ins)]
+        made = _insert_recomputed(derivation.rebuild, inputs, value, reader, stand_ins)
+        return _laid_out(made, value, reader, stand_ins)
+    made = _insert_clone(value, reader, stand_ins)
+    if value.target is not aten.cat.default:
+        return _laid_out(made, value, reader, stand_ins)
+    for part in made.all_input_nodes:
+        made.replace_input_with(part, _laid_out(part, value, made, stand_ins))
+    parts = fx.map_arg(made.args[0], lambda part: part.meta["val"])
+    with value.meta["val"].fake_mode:
+        made.meta["val"] = aten.cat.default(parts, *made.args[1:])
+    return made
+
+
+def _laid_out(made: fx.Node, value: fx.Node, reader: fx.Node, stand_ins: StandIns) -> fx.Node:
+    if not stand_ins.channels_last or value.meta["val"].dim() != 4:
+        return made
+    return _insert_recomputed(_channels_last, [made], value, reader, stand_ins)
+
+
+def _channels_last(x: torch.Tensor) -> torch.Tensor:
+    return x.clone(memory_format=torch.channels_last)
 
 
 def _inputs_of(derivation: Derivation, stand_ins: StandIns) -> list[fx.Node]:

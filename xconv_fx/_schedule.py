@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import torch
 from torch import fx
 from torch._inductor import config, ir
-from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.dependencies import MemoryDep, WeakDep
 from torch._inductor.memory import estimate_peak_memory, get_freeable_input_buf
 from torch._inductor.scheduler import BaseSchedulerNode, OutputNode
@@ -29,6 +28,7 @@ from passes.joint import copy_module, output_node
 from passes.kernels import Kernel, Program
 from passes.provenance import module_of
 from passes.workspace import Layouts
+from xconv_fx._fusion import compile_inner
 
 
 class WorkspaceOf(Protocol):
@@ -95,7 +95,7 @@ def read_schedule(
     own = {"_post_fusion_custom_pass": reader, "fx_graph_cache": False}
     with config.patch({**settings, **own}):
         try:
-            compile_fx_inner(copied, inputs, cudagraphs=BoxedBool(False), is_backward=is_backward)
+            compile_inner(copied, inputs, cudagraphs=BoxedBool(False), is_backward=is_backward)
         except Exception:
             if reader.program is None:
                 raise

@@ -33,6 +33,8 @@ from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.graph import GraphLowering
 from torch._logging._internal import trace_structured
 
+from xconv_fx import _fusion
+
 PartitionFunction = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
 
 
@@ -140,15 +142,15 @@ def compile_with_inductor(
     the partitioned graphs run op by op in place of what Inductor would make of them (``compile_fx``
     takes another inner compiler, 2.11 to 2.13).
     """
-    inner_compile: dict[str, Any] = {"inner_compile": _interpret} if interpreted else {}
+    inner_compile: Any = _interpret if interpreted else _fusion.compile_inner
     config = {**patches, "custom_partitioner_fn": Partitioner(partition_function, identity)}
     with functorch_config.patch(enable_autograd_cache=False):
         return compile_fx(
             module,
             list(example_inputs),
             config_patches=config,
+            inner_compile=inner_compile,
             decompositions=dict(decompositions),
-            **inner_compile,
         )
 
 
@@ -178,9 +180,6 @@ _SETTINGS = {
     # The reordering takes a packed value for as large as the loops that read it, so that decoding
     # seems to free memory and is done early (2.13).
     "reorder_for_peak_memory": False,
-    # Kernels that read one packed value are merged, however far apart their results are needed:
-    # the decoded values of several layers were alive at once. So none are merged for reads alone.
-    "score_fusion_memory_threshold": 2**62,
     # A freed buffer is held back for a later one of its size wherever Inductor's estimate of the
     # peak allows, which knows nothing of the workspace of convolutions: the peak rose by up to a
     # fifth. Memory is taken over in place all the same.

@@ -64,14 +64,16 @@ def expose_batch_norm_backward(
         mean, rstd = running_mean, torch.rsqrt(running_var + eps)
     mean, rstd = mean.reshape(channel), rstd.reshape(channel)
     normalized = (opmath(input) - mean) * rstd
-    grad_normalized = grad_output if weight is None else grad_output * weight.reshape(channel)
+    # The weight is constant over what a statistic is taken of, so it may come after the sums,
+    # which are those of the gradients of weight and bias.
+    scale = rstd if weight is None else rstd * weight.reshape(channel)
     grad_input = None
     if output_mask[0] and train:
         grad_input = xconv.norm_input_grad(
-            grad_normalized, normalized, rstd, list(input.shape), dims
+            grad_output, normalized, scale, list(input.shape), dims
         ).to(input.dtype)
     elif output_mask[0]:
-        grad_input = (grad_normalized * rstd).to(input.dtype)
+        grad_input = (grad_output * scale).to(input.dtype)
     return grad_input, *_affine_grads(grad_output, normalized, weight, dims, output_mask)
 
 
