@@ -1,7 +1,8 @@
 """*budget*: the plan of least noise whose bytes, or whose predicted peak, stay within a limit.
 
-Objective, over all plans: minimise ``sum_v noise(v) * sensitivity(v) * nbytes(v)``, the noise that
-its sketches add, subject to ``bytes <= limit``. Its Lagrangian, with the charges of recomputing, is
+Objective, over all plans: minimise ``sum_v noise(v) * sensitivity(v) * nbytes(v) + time_price *
+nbytes read * sum_v time(v)``, the noise that its sketches add and the time of costly ops that are
+computed again, subject to ``bytes <= limit``. Its Lagrangian, with the charges of recomputing, is
 the cut of :mod:`passes.plan`, 1 / lambda being the price of a byte: so lambda is searched on a
 fixed grid and between two of its prices, for the largest that fits. What is left under the limit
 then buys finer codecs; plans of prices too high are trimmed by coarser ones; the best is taken.
@@ -41,6 +42,9 @@ _NEGLIGIBLE = 0.005
 # between the exact plan and the least.
 _SLACK_SHARE = 20
 _MAX_TRIALS = 4
+# Where none of them fits and costly ops may be computed again: plans that keep such a part of what
+# the exact one does.
+_KEPT_SHARES = (2, 4, 8)
 
 _PlanAt = Callable[[float], Plan]
 
@@ -63,6 +67,11 @@ class BudgetedPlan:
     def fits(self) -> bool:
         """Whether the plan is within the limit."""
         return self.measured_nbytes <= self.limit_nbytes
+
+    @property
+    def spare_nbytes(self) -> int:
+        """Bytes left under the limit; negative where it does not fit."""
+        return self.limit_nbytes - self.measured_nbytes
 
 
 def plan_within(
@@ -163,39 +172,44 @@ def plan_within_peak(
     Args:
         costs: the table made by *estimate*.
         limit_nbytes: the limit.
-        measure: the predicted peak of a plan, in bytes; asked at most six times.
+        measure: the predicted peak of a plan, in bytes; asked at most six times, and three times
+            more where nothing fits and time may be paid with.
 
     Returns:
-        The plan and its peak. A plan that fits was measured, and no other that was measured and
+        The plan and its peak, of those measured the one of least noise that fits, or else the
+        smallest. A plan that fits was measured, and no other that was measured and
         fits has less noise. Where the peak is as near to the limit as a twentieth of it, which the
         search ends at, a limit smaller by more than that cannot give a larger peak.
     """
     plan_at, harms = _solver(costs), _harms(costs)
-    exact = plan_at(math.inf)
-    last = BudgetedPlan(exact, measure(exact), limit_nbytes)
-    if last.fits:
-        return last
-    best: BudgetedPlan | None = None
-    tried = {exact.decisions}
+    known: dict[tuple[Decision, ...], BudgetedPlan] = {}
+
+    def measured(plan: Plan) -> BudgetedPlan:
+        if plan.decisions not in known:
+            known[plan.decisions] = BudgetedPlan(plan, measure(plan), limit_nbytes)
+        return known[plan.decisions]
+
+    def within(kept_nbytes: int) -> Plan:
+        return _plan_within(costs, kept_nbytes, None, plan_at).plan
+
+    last = exact = measured(plan_at(math.inf))
     for _ in range(_MAX_TRIALS):
-        beside_nbytes = last.measured_nbytes - last.plan.kept_nbytes
-        plan = _plan_within(costs, limit_nbytes - beside_nbytes, None, plan_at).plan
-        if plan.decisions in tried:
+        if last.fits and (last is exact or last.spare_nbytes <= limit_nbytes // _SLACK_SHARE):
             break
-        tried.add(plan.decisions)
-        last = BudgetedPlan(plan, measure(plan), limit_nbytes)
-        if last.fits and (best is None or _harm(harms, plan) < _harm(harms, best.plan)):
-            best = last
-        if last.fits and limit_nbytes - last.measured_nbytes <= limit_nbytes // _SLACK_SHARE:
+        plan = within(limit_nbytes - (last.measured_nbytes - last.plan.kept_nbytes))
+        if plan.decisions in known:
             break
-    if best is not None:
-        return best
-    least = plan_at(0.0)
-    return (
-        last
-        if least.decisions == last.plan.decisions
-        else BudgetedPlan(least, measure(least), limit_nbytes)
-    )
+        last = measured(plan)
+    fitting = [tried for tried in known.values() if tried.fits]
+    if fitting:
+        return min(fitting, key=lambda tried: _harm(harms, tried.plan))
+    measured(plan_at(0.0))
+    # What is computed again lives until it is read: it may take more to keep less.
+    shares = _KEPT_SHARES if costs.time_price < math.inf else ()
+    for share in shares:
+        if (tried := measured(within(exact.plan.kept_nbytes // share))).fits:
+            return tried
+    return min(known.values(), key=lambda tried: tried.measured_nbytes)
 
 
 def refine(costs: CostTable, plan: Plan, spare_nbytes: int) -> Plan:
@@ -287,14 +301,22 @@ class _Choice:
         return replace(like, decisions=with_derived_noise(self.decisions.values()))
 
 
-_Harms = Mapping[tuple[str, Codec | None], float]
+_Harms = Mapping[tuple[str, Action, Codec | None], float]
 
 
 def _harms(costs: CostTable) -> _Harms:
-    """What the noise of each codec counts on each value."""
-    return {(v.node, c.codec): c.harm * v.nbytes for v in costs.values for c in v.codecs}
+    """What the noise of each codec counts on each value, and computing it again."""
+    noise: dict[tuple[str, Action, Codec | None], float] = {
+        (v.node, Action.SKETCH, c.codec): c.harm * v.nbytes for v in costs.values for c in v.codecs
+    }
+    time: dict[tuple[str, Action, Codec | None], float] = {
+        (v.node, Action.RECOMPUTE, None): costs.time_harm(v)
+        for v in costs.values
+        if v.recompute_time is not None and costs.time_price < math.inf
+    }
+    return {**noise, **time}
 
 
 def _harm(harms: _Harms, plan: Plan) -> float:
-    """The objective: what the noise of all sketches counts."""
-    return sum(harms[d.node, d.codec] for d in plan.decisions if d.action is Action.SKETCH)
+    """The objective: what the noise of all sketches counts, and the time of recomputing."""
+    return sum(harms.get((d.node, d.action, d.codec), 0.0) for d in plan.decisions)

@@ -6,8 +6,10 @@ Comes in: an exposed joint graph and the rules. Goes out: a :class:`CostTable`, 
 
 from __future__ import annotations
 
+import functools
+import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +19,7 @@ from passes.derive import Derivation, FeedsRelation, find_derivations, uses_serv
 from passes.joint import JointGraph, hinted_shape, tensor_nbytes, tensor_val
 from passes.linear_uses import sensitivity_of, split_uses
 from passes.op_traits import is_view, recompute_ban
+from passes.recompute import recompute_times
 from passes.rules import Codec, LinearUse, Rules
 
 # Share of a value's bytes that recomputing it is charged. It decides between equals (keep
@@ -71,6 +74,8 @@ class ValueCost:
         packing: the exact codec that keeps it in fewer bits; None otherwise.
         is_input: whether it is an input of the graph.
         derivation: how it follows linearly from other values; None otherwise.
+        recompute_time: of a costly op that may be computed again where its time is paid for: that
+            time, as a share of a step's; None otherwise.
     """
 
     node: str
@@ -88,13 +93,29 @@ class ValueCost:
     packing: Codec | None
     is_input: bool
     derivation: Derivation | None = None
+    recompute_time: float | None = None
 
 
 @dataclass(frozen=True)
 class CostTable:
-    """The costs of every forward value, in graph order."""
+    """The costs of every forward value, in graph order.
+
+    Attributes:
+        values: one row a value.
+        time_price: how much the time of a step counts beside noise: 1 for a step that takes twice
+            as long as much as for a relative squared noise of 1 in all that the backward reads.
+    """
 
     values: tuple[ValueCost, ...]
+    time_price: float = math.inf
+
+    def time_harm(self, value: ValueCost) -> float:
+        """What computing a costly value again counts beside noise, in bytes of noisy values."""
+        return (value.recompute_time or 0.0) * self.time_price * self._read_nbytes
+
+    @functools.cached_property
+    def _read_nbytes(self) -> int:
+        return sum(v.nbytes for v in self.values if v.raw_users or v.linear_users)
 
     def priced(self) -> dict[str, ValueCost]:
         """The values whose noise a plan weighs, by name, in graph order.
@@ -135,8 +156,14 @@ def estimate_costs(
     forward = [n for n in joint.graph.nodes if n.op != "output" and n not in backward]
     uses = {node: split_uses(node, backward, rules) for node in forward}
     readers = _Readers.of(joint, uses, free)
+    times = recompute_times(forward, rules.machine_balance)
     request = _Request(
-        rules, free, frozenset(joint.bwd_outputs()), frozenset(must_recompute), frozenset(must_save)
+        rules,
+        free,
+        frozenset(joint.bwd_outputs()),
+        frozenset(must_recompute),
+        frozenset(must_save),
+        times,
     )
     return CostTable(tuple(_value_cost(node, *uses[node], readers, request) for node in forward))
 
@@ -150,6 +177,7 @@ class _Request:
     gradients: frozenset[fx.Node]
     must_recompute: frozenset[str]
     must_save: frozenset[str]
+    times: Mapping[fx.Node, float]
 
 
 @dataclass(frozen=True)
@@ -223,6 +251,7 @@ def _value_cost(
         packing=None if is_free else packing,
         is_input=node.op == "placeholder",
         derivation=None if ban else derivation,
+        recompute_time=None if kept or forced else request.times.get(node),
     )
 
 

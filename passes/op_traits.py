@@ -31,6 +31,10 @@ CHEAP_OPS = frozenset(
 )
 
 
+COSTLY = "costly op"
+"""Why an op that could be computed again is not, unless its time is paid for."""
+
+
 def recompute_ban(node: fx.Node) -> str | None:
     """Return why ``node`` must not be computed a second time, or None if it may be."""
     target = node.target
@@ -52,7 +56,7 @@ def recompute_ban(node: fx.Node) -> str | None:
         or is_view(target)
     ):
         return None
-    return None if isinstance(node.meta.get("val"), _SYMBOLIC) else "costly op"
+    return None if isinstance(node.meta.get("val"), _SYMBOLIC) else COSTLY
 
 
 def is_view(target: torch._ops.OpOverload) -> bool:

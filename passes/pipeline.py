@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -120,9 +121,11 @@ def estimate(exposed: JointGraph, rules: Rules) -> CostTable:
     return estimate_costs(exposed, rules, recomputed, saved)
 
 
-def at_price(noise_price: float) -> Planner:
-    """Return a planner with a fixed lambda, see :func:`passes.plan.make_plan`."""
-    return lambda _joint, costs, _carry_out: make_plan(costs, noise_price)
+def at_price(noise_price: float, time_price: float = math.inf) -> Planner:
+    """Return a planner with fixed prices, see :mod:`passes.plan`."""
+    return lambda _joint, costs, _carry_out: make_plan(
+        replace(costs, time_price=time_price), noise_price
+    )
 
 
 def _sketched(

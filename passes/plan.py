@@ -6,7 +6,8 @@ Each forward value v is up to four vertices, in, raw, linear and derived, betwee
     in -> raw      keep_nbytes(v) - sketch(v)      a use of the exact value hangs on raw
     in -> linear   sketch(v)                       a linear use hangs on linear
     linear -> raw  infinite                        the exact value serves linear uses too
-    source -> in   recompute_cost(v), or infinite where recomputing is not allowed
+    source -> in   recompute_cost(v), or infinite where recomputing is not allowed;
+                   noise_price * time_price * time(v) * nbytes read, of a costly op
     raw(u) -> in(v) infinite                       v is recomputed from exact inputs u
 
 with ``sketch(v) = min over codecs of nbytes + noise_price * noise * sensitivity * nbytes(v)``.
@@ -22,7 +23,8 @@ theirs instead of from a sketch of its own:
 (Of a value with a derivation that is kept exactly, this charges linear uses once more where their
 sources are not at hand: a cut somewhat dearer than its bytes, never one that is wrong.)
 
-So the cut minimises: bytes kept + recompute charges + noise_price * weighted noise. A value
+So the cut minimises: bytes kept + recompute charges + noise_price * (weighted noise + time_price *
+time of costly ops computed again, see :attr:`passes.estimate.CostTable.time_price`). A value
 that exact recomputation gives for free is never sketched: the cut uses the exact one.
 """
 
@@ -160,7 +162,7 @@ def _network(costs: CostTable, chosen: list[CodecCost | None], noise_price: floa
     for i, value in enumerate(costs.values):
         into, raw, linear, derived = (_VERTICES * i + part for part in range(_VERTICES))
         codec = chosen[i]
-        edges.append(Edge(SOURCE, into, value.recompute_cost))
+        edges.append(Edge(SOURCE, into, _recompute_price(costs, value, noise_price)))
         if value.must_recompute:
             edges.append(Edge(into, SINK, None))
         if not _has_stand_in(value, codec):
@@ -197,6 +199,15 @@ def _network(costs: CostTable, chosen: list[CodecCost | None], noise_price: floa
             edges.append(Edge(raw, SINK, None))
         edges.extend(Edge(_VERTICES * index[name] + _RAW, into, None) for name in value.inputs)
     return edges
+
+
+def _recompute_price(costs: CostTable, value: ValueCost, noise_price: float) -> int | None:
+    """Bytes that recomputing counts as; None where it is not allowed."""
+    if value.recompute_time is None:
+        return value.recompute_cost
+    if math.inf in (costs.time_price, noise_price):
+        return None
+    return round(noise_price * costs.time_harm(value))
 
 
 def _has_stand_in(value: ValueCost, codec: CodecCost | None) -> bool:

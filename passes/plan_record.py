@@ -192,7 +192,8 @@ def _fit(slot: _Slot) -> Decision:
         assert cost is not None
         return slot.decision(codec, cost.nbytes, cost.noise)
     if action is Action.RECOMPUTE:
-        slot.require(value.recompute_cost is not None, f"no recompute: {value.ban_reason}")
+        allowed = value.recompute_cost is not None or value.recompute_time is not None
+        slot.require(allowed, f"no recompute: {value.ban_reason}")
         slot.require_exact(value.inputs)
         return slot.decision()
     if action is Action.DERIVE:

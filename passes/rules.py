@@ -168,6 +168,8 @@ class Rules:
             a boolean, or of an integer known to be small; None where there is none.
         channels_last: whether the inner compiler lays 4-D values out channels-last, whatever
             their strides in the graph say.
+        machine_balance: floating-point operations that the machine does while it moves a byte: what
+            computing a value again takes is weighed by it.
         audited: ops whose linear use is reported even when the value stays exact (every
             convolution, say).
         keep_exact: for a backward node, why its linear uses must read exact values all the same
@@ -185,6 +187,7 @@ class Rules:
     wait: Wait | None = None
     packing: Callable[[fx.Node], Codec | None] | None = None
     channels_last: bool = False
+    machine_balance: float = 10.0
     audited: frozenset[Any] = frozenset()
     keep_exact: Callable[[fx.Node], str | None] | None = None
 

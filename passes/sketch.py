@@ -19,7 +19,7 @@ from torch import fx
 from passes import _torch
 from passes.decompose import DecompositionTable, Inserter, Traces, set_provenance
 from passes.joint import JointGraph, is_tangent, memory_order, place_after, tensor_val
-from passes.op_traits import recompute_ban
+from passes.op_traits import COSTLY, recompute_ban
 from passes.plan import Action, Decision, Plan
 from passes.rules import Wait
 from passes.stand_ins import StandIns, read_stand_ins, read_stand_ins_in_output
@@ -181,7 +181,7 @@ def _settled(node: fx.Node, backward: Mapping[fx.Node, None]) -> fx.Node:
     for which it takes a contiguous one (torch 2.13): then a convolution would copy the buffer.
     """
     readers = [user for user in node.users if user not in backward and user.op != "output"]
-    return min((user for user in readers if recompute_ban(user) == "costly op"), default=node)
+    return min((user for user in readers if recompute_ban(user) == COSTLY), default=node)
 
 
 def _tag_kept(node: fx.Node) -> None:

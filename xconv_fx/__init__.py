@@ -3,8 +3,8 @@
 ``torch.compile(model, backend="xconv")`` needs no import of this package. Import it for the
 audit (:func:`last_report`, :func:`all_reports`, :func:`step_report`), the drop-in layers
 (``xconv_fx.nn``), :func:`exact`, which keeps a part of a model exact, :func:`calibrate`, which
-measures what sketches do to a model's gradients, and plans as files (:func:`save_plans`,
-:func:`load_plans`, :func:`compare_plans`).
+measures what sketches do to a model's gradients, plans as files (:func:`save_plans`,
+:func:`load_plans`, :func:`compare_plans`), and :func:`measure_machine_balance`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ __all__ = [
     "exact",
     "last_report",
     "load_plans",
+    "measure_machine_balance",
     "nn",
     "save_plans",
     "step_report",
@@ -37,6 +38,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("xconv_fx.backend").step_report
     if name == "calibrate":
         return importlib.import_module("xconv_fx.calibration_run").calibrate
+    if name == "measure_machine_balance":
+        return importlib.import_module("xconv_fx.machine").measure_machine_balance
     if name == "exact":
         return importlib.import_module("xconv_fx.regions").exact
     if name == "nn":

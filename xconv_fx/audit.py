@@ -42,7 +42,8 @@ class ValueRow:
         source: file, line and text of the model's source.
         shape: its shape; symbolic sizes as their names.
         dtype: its dtype.
-        decision: ``keep``, ``pack``, ``sketch`` or ``derive``.
+        decision: ``keep``, ``pack``, ``sketch``, ``derive``, or ``recompute`` of what is not cheap
+            to compute again.
         codec: name of the codec; None when kept as it is.
         nbytes: bytes before; None where the size is unknown when the graph is compiled.
         kept_nbytes: bytes after.
@@ -79,7 +80,8 @@ class Report:
 
     Attributes:
         values: one row for each value kept between forward and backward, the seeds left out, then
-            one for each that a weight gradient or norm reads derived from the sketch of another.
+            one for each that a weight gradient or norm reads derived from the sketch of another,
+            and one for each convolution, product or reduction that is computed again.
         exact_convolutions: the convolutions that were left exact.
         num_sketched_convolutions: convolutions whose weight gradient is estimated.
         kept_nbytes: bytes kept between forward and backward; parameters, buffers and batch data
@@ -88,6 +90,8 @@ class Report:
         notes: remarks about the graph as a whole.
         exact: why the graph was compiled exactly; None if it was not.
         plan: the plan, to be saved or compared; None for a graph compiled exactly.
+        recomputed_time: modelled time of the recomputed convolutions, products and reductions, as a
+            share of a step's.
     """
 
     values: tuple[ValueRow, ...]
@@ -103,6 +107,7 @@ class Report:
         repr=False, compare=False, default=lambda: None
     )
     plan: PlanRecord | None = field(repr=False, default=None)
+    recomputed_time: float = 0.0
 
     @functools.cached_property
     def memory(self) -> MemoryEstimate | None:
@@ -161,7 +166,9 @@ class Report:
             f"kept for backward: {format_nbytes(self.kept_nbytes)}, stock partition "
             f"{format_nbytes(self.stock_nbytes)}, ratio {self.ratio:.3f}",
             f"convolutions: {self.num_sketched_convolutions} sketched, "
-            f"{len(self.exact_convolutions)} exact; values recomputed: {self.num_recomputed}",
+            f"{len(self.exact_convolutions)} exact",
+            f"values recomputed: {self.num_recomputed}, about {self.recomputed_time:.1%} of the "
+            "time of a step",
         ]
         if self.memory is not None:
             lines.append(_memory_line(self.memory))
@@ -222,6 +229,9 @@ def make_report(
     ]
     read = {value.node for value in outcome.costs.values if value.linear_users}
     derived = [d for d in outcome.plan.decisions if d.action is Action.DERIVE and d.node in read]
+    times = {v.node: v.recompute_time or 0.0 for v in outcome.costs.values}
+    again = [d for d in outcome.plan.decisions if d.action is Action.RECOMPUTE and times[d.node]]
+    computed = [d for d in again if tensor_val(nodes[d.node]) is not None]
     gradients = [n for n in joint.graph.nodes if n.target in rules.audited]
     exact = _exact_rows(joint, gradients, outcome, rules)
     unknown = sum(d.nbytes is None for d in kept)
@@ -231,11 +241,12 @@ def make_report(
         *([f"{unknown} kept values of unknown size are not counted"] if unknown else []),
     ]
     return Report(
-        values=tuple(_value_row(nodes[d.node], d) for d in [*kept, *derived]),
+        values=tuple(_value_row(nodes[d.node], d) for d in [*kept, *derived, *computed]),
         exact_convolutions=(*exact, *_frozen_rows(joint, gradients)),
         num_sketched_convolutions=len(gradients) - len(exact),
         kept_nbytes=kept_nbytes(outcome.split, joint.held_inputs()),
         num_recomputed=outcome.plan.counts().get(Action.RECOMPUTE.value, 0),
+        recomputed_time=sum(times[d.node] for d in again),
         notes=tuple(notes),
         exact=None,
         _predict_memory=predict_memory,

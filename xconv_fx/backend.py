@@ -21,6 +21,7 @@ from torch import fx
 
 import passes
 from passes import JointGraph, MemoryEstimate, Partition
+from passes.joint import tensor_val
 from xconv_fx import _torch, audit
 from xconv_fx.budget import StepBudget, check_exact, dynamic_sizes, make_planner
 from xconv_fx.calibration import Calibration, resolve_calibration
@@ -193,6 +194,7 @@ class _PartitionFunction:
         planner = make_planner(
             None if given is None else parse_budget(given),
             self.options.noise_price,
+            self.options.time_price,
             strict=self.options.strict,
             stock_nbytes=lambda: audit.kept_nbytes(exactly(), joint.held_inputs()),
             step=step,
@@ -271,7 +273,10 @@ def has_convolution(graph: fx.Graph) -> bool:
 def rules_for(options: Options, inner: str, joint: JointGraph) -> passes.Rules:
     """Return the rules for a graph: they depend on how the inner compiler will lay it out."""
     prefers = inner == "inductor" and _torch.inductor_prefers_channels_last(joint.module)
-    return make_rules(options, channels_last=prefers)
+    vals = (tensor_val(node) for node in joint.primals)
+    device_types = [val.device.type for val in vals if val is not None]
+    device_type = max(set(device_types), key=device_types.count, default="cpu")
+    return make_rules(options, channels_last=prefers, device_type=device_type)
 
 
 def partition_exact(joint: JointGraph, kwargs: dict[str, Any]) -> Partition:

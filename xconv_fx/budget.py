@@ -11,9 +11,11 @@ compiled with; at other sizes a peak is what it is there, nearly in proportion.
 
 from __future__ import annotations
 
+import functools
+import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -36,6 +38,9 @@ from xconv_fx.sketches.randomness import SCHEDULE_LENGTH
 from xconv_fx.step_memory import GraphMemory, StepRoom
 
 _NUM_HOLDERS = 5
+
+TIME_PRICE_OUT_OF_REACH = 1.0
+"""What time counts where a budget is out of reach of plans that compute nothing costly again."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class StepBudget:
 def make_planner(
     budget: float | int | None,
     noise_price: float,
+    time_price: float | None = None,
     *,
     strict: bool,
     stock_nbytes: Callable[[], int],
@@ -70,6 +76,7 @@ def make_planner(
     Args:
         budget: from :func:`xconv_fx.memory_size.parse_budget`; None for no budget.
         noise_price: lambda where there is no budget.
+        time_price: see :class:`xconv_fx.options.Options`.
         strict: whether an unreachable budget is an error rather than a warning.
         stock_nbytes: counts what torch's default partition of the graph keeps.
         step: the budget in bytes and the rest of the step; None for a share, or no budget.
@@ -79,23 +86,39 @@ def make_planner(
         budget out of reach, and for an absolute one if a size in the graph is unknown.
     """
     if budget is None:
-        return at_price(noise_price)
+        return at_price(noise_price, math.inf if time_price is None else time_price)
 
     def planner(joint: JointGraph, costs: CostTable, carry_out: Callable[[Plan], Outcome]) -> Plan:
+        search: Callable[[CostTable], BudgetedPlan]
         if isinstance(budget, float):
-            found = plan_within(costs, int(budget * stock_nbytes()), _kept_nbytes)
+            limit = int(budget * stock_nbytes())
+            search = functools.partial(plan_within, limit_nbytes=limit, measure=_kept_nbytes)
             asked = f"{budget:g} of what torch's default partition keeps"
         else:
             _refuse_unknown(joint)
             assert step is not None, "a budget in bytes is one of a step"
-            found = _plan_in_step(step, costs, carry_out)
+            search = functools.partial(_plan_in_step, step, carry_out=carry_out)
             asked = f"a predicted peak of {budget} bytes"
+        found = _search(search, costs, time_price)
         if not found.fits:
             earlier = () if step is None else step.earlier
             _give_up(_unreachable(asked, found, joint, earlier), strict)
         return found.plan
 
     return planner
+
+
+def _search(
+    search: Callable[[CostTable], BudgetedPlan], costs: CostTable, time_price: float | None
+) -> BudgetedPlan:
+    """Search a plan, and by default one that computes costly ops again only if none else fits."""
+    if time_price is not None:
+        return search(replace(costs, time_price=time_price))
+    found = search(costs)
+    if found.fits:
+        return found
+    slower = search(replace(costs, time_price=TIME_PRICE_OUT_OF_REACH))
+    return slower if slower.fits or slower.measured_nbytes < found.measured_nbytes else found
 
 
 def check_exact(step: StepBudget, memory: GraphMemory, strict: bool) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,6 +59,15 @@ class Options:
         memory_budget_graphs: how many graphs a step of the model has, for a budget in bytes: a
             graph leaves as much to each graph still to come as it keeps itself. By default one
             more where Dynamo stopped at a graph break, else none.
+        time_price: what the time of a step counts beside noise, >= 0, so that convolutions, matrix
+            products and reductions are computed again in the backward where that is better than
+            noise at the same bytes: at 1, a step that takes twice as long counts as much as a
+            relative squared noise of 1 in all that the backward reads. By default, and at
+            ``math.inf``, none is computed again where the plan can do without; by default one
+            that cannot meet its ``memory_budget`` otherwise is made at 1.
+        machine_balance: floating-point operations that the machine does while it moves a byte,
+            > 0: what computing again takes is weighed by it. By default a constant of the kind of
+            device; see :func:`xconv_fx.measure_machine_balance`.
         strict: whether a budget out of reach is an error; if not, the least that can be reached
             is taken, with a warning.
         plan: plans to carry out in place of planning, from :func:`xconv_fx.load_plans`, or the
@@ -81,6 +91,8 @@ class Options:
     noise_price: float = DEFAULT_NOISE_PRICE
     memory_budget: float | int | str | None = None
     memory_budget_graphs: int | None = None
+    time_price: float | None = None
+    machine_balance: float | None = None
     strict: bool = True
     plan: PlanSource | None = None
     calibration: CalibrationSource | None = None
@@ -102,10 +114,17 @@ class Options:
         ):
             allowed = f"an int from 1 to {MAX_PROBES}, the number of probing vectors"
             raise OptionError("probes", self.probes, allowed)
-        if isinstance(self.noise_price, bool) or not isinstance(self.noise_price, (int, float)):
-            raise OptionError("noise_price", self.noise_price, "a number >= 0")
-        if not 0 <= self.noise_price < float("inf"):
+        if not _is_number(self.noise_price) or not 0 <= self.noise_price < math.inf:
             raise OptionError("noise_price", self.noise_price, "a finite number >= 0")
+        if self.time_price is not None and not (
+            _is_number(self.time_price) and self.time_price >= 0
+        ):
+            raise OptionError("time_price", self.time_price, "a number >= 0, or math.inf")
+        if self.machine_balance is not None and not (
+            _is_number(self.machine_balance) and 0 < self.machine_balance < math.inf
+        ):
+            allowed = "a finite number > 0, as xconv_fx.measure_machine_balance() returns"
+            raise OptionError("machine_balance", self.machine_balance, allowed)
         if self.memory_budget is not None:
             parse_budget(self.memory_budget)
         graphs = self.memory_budget_graphs
@@ -199,6 +218,10 @@ def parse_options(given: Mapping[str, Any] | None) -> Options:
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise OptionError(str(name), given[name], f"an option in {known}{hint}")
     return Options(**given)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

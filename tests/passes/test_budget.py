@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import math
 
 import pytest
 
@@ -198,3 +199,54 @@ def test_trimming_gives_up_what_counts_least():
     assert trim(TABLE, plan, 0) == plan
     # No more than the coarsest codecs can be given up.
     assert [d.kept_nbytes for d in trim(TABLE, plan, 10_000).decisions] == [125] * 4
+
+
+def chain(num_values):
+    """Values of 1,000 bytes that must be exact, each made of the one before it."""
+    exact = dataclasses.replace(
+        value("v0"), linear_users=(), raw_users=("n",), codecs=(), recompute_time=None
+    )
+    return CostTable(
+        tuple(
+            dataclasses.replace(
+                exact,
+                node=f"v{i}",
+                inputs=(f"v{i - 1}",) if i else (),
+                recompute_time=0.01 if i else None,
+            )
+            for i in range(num_values)
+        )
+    )
+
+
+def test_time_buys_bytes_where_nothing_can_be_sketched():
+    costs = chain(8)
+    assert not plan_within(costs, 5000).fits
+    paid = plan_within(dataclasses.replace(costs, time_price=1.0), 5000)
+    assert paid.fits
+    again = [d.node for d in paid.plan.decisions if d.action is Action.RECOMPUTE]
+    assert len(again) >= 3
+
+
+def test_what_takes_less_time_is_computed_again_first():
+    costs = chain(5)
+    slow = tuple(
+        dataclasses.replace(v, recompute_time=0.05) if v.node in ("v1", "v2") else v
+        for v in costs.values
+    )
+    found = plan_within(CostTable(slow, time_price=1.0), 3000)
+    again = {d.node for d in found.plan.decisions if d.action is Action.RECOMPUTE}
+    assert again == {"v3", "v4"}
+
+
+def test_a_peak_out_of_reach_is_the_least_of_all_that_were_measured():
+    costs = dataclasses.replace(chain(8), time_price=1.0)
+
+    def peak(plan):
+        """Half as much again for each value that is computed again: it lives until it is read."""
+        again = sum(d.action is Action.RECOMPUTE for d in plan.decisions)
+        return plan.kept_nbytes + 1500 * again
+
+    found = plan_within_peak(costs, 500, peak)
+    assert not found.fits
+    assert found.measured_nbytes == peak(make_plan(costs, math.inf)) == 8000

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import random
 
 import pytest
@@ -174,6 +175,47 @@ def test_negative_noise_price_is_refused():
         make_plan(CostTable(()), -1)
 
 
+def costly_chain(**changes):
+    """``y``, which must be exact, is made of ``x``, which is kept for another use as well."""
+    return (
+        value("x", raw_users=("n",)),
+        value("y", inputs=("x",), recompute_time=0.1, raw_users=("n",), **changes),
+    )
+
+
+@pytest.mark.parametrize(
+    ("noise_price", "time_price", "action"),
+    [
+        (0.0, math.inf, Action.KEEP),  # never, whatever bytes cost
+        (math.inf, 1.0, Action.KEEP),  # bytes cost nothing beside time
+        (1.0, 1.0, Action.RECOMPUTE),  # 0.1 of the 2,000 bytes read, against 1,000
+        (1.0, 6.0, Action.KEEP),  # 1,200 against 1,000
+        (0.5, 6.0, Action.RECOMPUTE),
+        (0.0, 6.0, Action.RECOMPUTE),
+    ],
+)
+def test_a_costly_op_is_computed_again_where_its_time_costs_less(noise_price, time_price, action):
+    table = CostTable(costly_chain(), time_price)
+    chosen = {d.node: d.action for d in make_plan(table, noise_price).decisions}
+    assert chosen == {"x": Action.KEEP, "y": action}
+
+
+def test_time_is_weighed_against_noise():
+    table = CostTable(
+        (
+            value("x", raw_users=("n",)),
+            value("y", inputs=("x",), recompute_time=0.1, linear_users=("w",), codecs=(codec(),)),
+        )
+    )  # a sketch: 100 bytes, and half of 1,000 for its noise; computing again: 0.1 of 2,000
+
+    def chosen(time_price):
+        plan = make_plan(dataclasses.replace(table, time_price=time_price), 1.0)
+        return {d.node: d.action for d in plan.decisions}["y"]
+
+    assert chosen(2.9) is Action.RECOMPUTE
+    assert chosen(3.1) is Action.SKETCH
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_cost_is_minimal_by_brute_force(seed):
     rng = random.Random(seed)
@@ -190,10 +232,21 @@ def test_cost_is_minimal_by_brute_force(seed):
                 recompute_cost=None if banned else rng.randrange(50),
                 linear_users=("w",) if linear else (),
                 raw_users=("n",) if rng.random() < 0.4 else (),
-                codecs=(codec(nbytes=rng.randrange(20, 150)),) if linear else (),
+                codecs=(codec(nbytes=rng.randrange(20, 150), noise=0.0),) if linear else (),
             )
         )
-    plan = make_plan(CostTable(tuple(values)), 0.0)
+        if banned and i and rng.random() < 0.5:
+            time = rng.random() / 20
+            values[-1] = dataclasses.replace(values[-1], recompute_time=time)
+    table = CostTable(tuple(values), time_price=1.0)
+    # Time and bytes at one price; the sketches are without noise.
+    plan = make_plan(table, 1.0)
+    values = [
+        v
+        if v.recompute_time is None
+        else dataclasses.replace(v, recompute_cost=round(table.time_harm(v)))
+        for v in values
+    ]
     chosen = {d.node: d.action for d in plan.decisions}
     assert _cost(values, chosen) == min(
         cost

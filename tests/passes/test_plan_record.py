@@ -131,7 +131,12 @@ def test_no_record_of_this_graph(toy, case):
         (
             "mm",
             {"action": Action.RECOMPUTE},
-            "at mm: expected recompute signed, 16 bytes, got no recompute: costly op",
+            "at mm: expected recompute signed, 16 bytes, got no exact values of ['primals_2']",
+        ),
+        (
+            "primals_1",
+            {"action": Action.RECOMPUTE},
+            "at primals_1: expected recompute, 0 bytes, got no recompute: graph input",
         ),
         (
             "mm",

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import pathlib
 import pickle
 
@@ -30,6 +31,8 @@ def test_defaults_need_no_thought():
         "noise_price": DEFAULT_NOISE_PRICE,
         "memory_budget": None,
         "memory_budget_graphs": None,
+        "time_price": None,
+        "machine_balance": None,
         "strict": True,
         "plan": None,
         "calibration": None,
@@ -54,6 +57,8 @@ def test_defaults_need_no_thought():
         {"exact_modules": ["layer1", "*.conv1"]},
         {"noise_price": 0},
         {"noise_price": 2.5},
+        {"time_price": 0, "machine_balance": 3.5},
+        {"time_price": math.inf},
         {"plan": "plans.json"},
         {"plan": pathlib.Path("plans.json")},
         {"calibration": "measured.json"},
@@ -148,8 +153,8 @@ def test_the_users_mapping_is_left_alone():
             "option 'exact_modules' got ''; "
             "allowed: a module pattern such as 'layer1.*', or a list of such patterns",
         ),
-        ({"noise_price": "0.1"}, "option 'noise_price' got '0.1'; allowed: a number >= 0"),
-        ({"noise_price": False}, "option 'noise_price' got False; allowed: a number >= 0"),
+        ({"noise_price": "0.1"}, "option 'noise_price' got '0.1'; allowed: a finite number >= 0"),
+        ({"noise_price": False}, "option 'noise_price' got False; allowed: a finite number >= 0"),
         ({"noise_price": -1}, "option 'noise_price' got -1; allowed: a finite number >= 0"),
         (
             {"noise_price": float("inf")},
@@ -158,6 +163,13 @@ def test_the_users_mapping_is_left_alone():
         (
             {"noise_price": float("nan")},
             "option 'noise_price' got nan; allowed: a finite number >= 0",
+        ),
+        ({"time_price": -0.5}, "option 'time_price' got -0.5; allowed: a number >= 0, or math.inf"),
+        ({"time_price": True}, "option 'time_price' got True; allowed: a number >= 0, or math.inf"),
+        (
+            {"machine_balance": 0},
+            "option 'machine_balance' got 0; "
+            "allowed: a finite number > 0, as xconv_fx.measure_machine_balance() returns",
         ),
         (
             {"plan": 3},
@@ -233,8 +245,8 @@ def test_a_number_of_graphs_goes_with_a_budget_in_bytes(given):
 
 NAMES = (
     "['inner', 'sketch', 'probes', 'distribution', 'bits', 'side', 'kept', "
-    "'exact_modules', 'noise_price', 'memory_budget', 'memory_budget_graphs', 'strict', 'plan', "
-    "'calibration', 'inductor']"
+    "'exact_modules', 'noise_price', 'memory_budget', 'memory_budget_graphs', 'time_price', "
+    "'machine_balance', 'strict', 'plan', 'calibration', 'inductor']"
 )
 
 

@@ -20,6 +20,7 @@ from passes import LinearUse, Rules
 from passes.rules import Codec
 from xconv_fx import _torch, ops
 from xconv_fx.codecs import ALLOWED_BITS, Pack, Probe, Quantize, SignTile
+from xconv_fx.machine import default_balance
 from xconv_fx.options import Options
 from xconv_fx.rules import (
     convolution,
@@ -67,12 +68,13 @@ LINEAR_USES: dict[Any, tuple[LinearUse, ...]] = {
 AUDITED = frozenset({torch.ops.xconv.conv_weight_grad.default})
 
 
-def make_rules(options: Options, *, channels_last: bool = False) -> Rules:
+def make_rules(options: Options, *, channels_last: bool = False, device_type: str = "cpu") -> Rules:
     """Return the rules for these options.
 
     Args:
         options: the user's.
         channels_last: whether the inner compiler lays 4-D values out channels-last.
+        device_type: of the graph, as in ``torch.device.type``.
     """
     backward = torch.ops.aten.convolution_backward.default
     exposed = partial(convolution.expose_convolution_backward, channels_last=channels_last)
@@ -88,6 +90,7 @@ def make_rules(options: Options, *, channels_last: bool = False) -> Rules:
         wait=convolution.WAIT,
         packing=packing,
         channels_last=channels_last,
+        machine_balance=options.machine_balance or default_balance(device_type),
         audited=AUDITED,
         keep_exact=regions.KeepExact(options.exact_patterns),
     )

@@ -1,0 +1,105 @@
+"""Convolutions and products computed again where a budget leaves nothing else."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import xconv_fx
+from xconv_fx.backend import xconv
+
+
+class Attention(nn.Module):
+    """A convolution, and self-attention over its positions as it is usually written."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16))
+        self.qkv = nn.Linear(16, 48)
+        self.out = nn.Linear(16, 16)
+
+    def forward(self, x):
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(tokens).chunk(3, dim=-1)
+        weights = torch.softmax(q @ k.transpose(1, 2) / 4, dim=-1)
+        return self.out(weights @ v)
+
+
+def residual_net():
+    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()]
+    for _ in range(4):
+        layers += [nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def step(make, **options):
+    """Run a step under ``xconv``; return the net and its report."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    net = make()
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    compiled = net if not options else torch.compile(net, backend=xconv, options=options)
+    compiled(x).square().mean().backward()
+    return net, xconv_fx.last_report() if options else None
+
+
+def recomputed(report):
+    return [row for row in report.values if row.decision == "recompute"]
+
+
+@pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
+def test_a_share_that_exact_modules_put_out_of_reach_is_paid_in_time(inner):
+    options = {"inner": inner, "memory_budget": 0.2, "exact_modules": "*"}
+    net, report = step(residual_net, **options)
+    assert report.exact is None
+    assert report.kept_nbytes <= 0.2 * report.stock_nbytes
+    assert all(row.noise == 0.0 for row in report.values)
+    again = recomputed(report)
+    assert {row.name.split("_")[0] for row in again} >= {"convolution"}
+    assert 0.0 < report.recomputed_time <= 1 / 3  # a whole forward at most
+    twin, _ = step(residual_net)
+    for ours, theirs in zip(net.parameters(), twin.parameters(), strict=True):
+        # The same sums in another order; the biases before a norm have a gradient of zero, so that
+        # the scale is that of the largest gradients.
+        assert torch.allclose(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6)
+    for ours, theirs in zip(net.buffers(), twin.buffers(), strict=True):
+        # Updated once: a second time would take a tenth off once more.
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_is_computed_again_and_sketches_stay_what_they_are():
+    with pytest.raises(Exception, match="BudgetError"):
+        step(Attention, inner="aot_eager", memory_budget=0.02, time_price=math.inf)
+    _, report = step(Attention, inner="aot_eager", memory_budget=0.02)
+    assert report.kept_nbytes <= 0.02 * report.stock_nbytes
+    assert any("bmm" in row.name for row in recomputed(report))
+    assert any(row.decision == "sketch" for row in report.values)
+    assert f"{report.recomputed_time:.1%} of the time of a step" in str(report)
+
+
+def test_nothing_costly_is_computed_again_while_sketches_reach_the_budget():
+    _, report = step(residual_net, inner="aot_eager", memory_budget=0.2)
+    assert recomputed(report) == []
+    assert report.recomputed_time == 0.0
+
+
+def test_a_price_of_time_trades_it_for_noise_at_the_same_bytes():
+    def noise_and_time(price):
+        options = {"inner": "aot_eager", "memory_budget": 0.1, "time_price": price}
+        _, report = step(residual_net, **options)
+        assert report.kept_nbytes <= 0.1 * report.stock_nbytes
+        return max(row.noise for row in report.values), report.recomputed_time
+
+    free, dear = noise_and_time(1e-4), noise_and_time(math.inf)
+    assert free[0] < dear[0]
+    assert free[1] > dear[1] == 0.0
+
+
+def test_a_plan_that_computes_again_can_be_replayed(tmp_path):
+    options = {"inner": "aot_eager", "exact_modules": "*"}
+    _, report = step(residual_net, **options, memory_budget=0.2)
+    xconv_fx.save_plans(tmp_path / "plan.json")
+    _, again = step(residual_net, **options, plan=str(tmp_path / "plan.json"))
+    assert again.plan == report.plan
+    assert again.kept_nbytes == report.kept_nbytes
