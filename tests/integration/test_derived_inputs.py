@@ -6,12 +6,16 @@ unbiased still, and no sketch may meet itself in a product.
 """
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import passes
 import xconv_fx
+from xconv_fx import backend
+from xconv_fx.rules import make_rules
 
 # A price of noise at which sketches have 8 bits: a wrong formula shows soon.
 SHARP = {"noise_price": 30.0}
@@ -176,3 +180,42 @@ def test_the_report_tells_what_is_derived(name, compile_xconv):
     assert " derive " in str(report)
     if name == "u-net":
         assert "cat" in {row.name for row in derived}
+
+
+class Skip(nn.Module):
+    """A U-Net's joint: what was upsampled is joined to what was kept, and convolved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.norm, self.up = conv(3, 4), nn.BatchNorm2d(4), conv(4, 4)
+        self.after = conv(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = torch.relu(self.norm(self.down(x)))
+        return self.after(torch.cat([skip, self.up(skip)], 1))
+
+
+def test_a_derived_concatenation_is_joined_from_parts_laid_out_as_its_reader_wants(
+    monkeypatch, compile_xconv
+):
+    outcomes = []
+
+    def run(*args, **kwargs):
+        outcomes.append(passes.run(*args, **kwargs))
+        return outcomes[-1]
+
+    def rules(options, inner, joint):
+        del inner, joint
+        return make_rules(options, channels_last=True)
+
+    monkeypatch.setattr(backend, "passes", SimpleNamespace(**{**vars(passes), "run": run}))
+    monkeypatch.setattr(backend, "rules_for", rules)
+    compile_xconv(Skip())(torch.randn(2, 3, 16, 16)).square().sum().backward()
+    (outcome,) = outcomes
+    gradients = outcome.split.backward.graph.find_nodes(
+        op="call_function", target=torch.ops.xconv.conv_weight_grad.default
+    )
+    inputs = [gradient.args[1] for gradient in gradients]
+    (joined,) = [n for n in inputs if n.target is torch.ops.aten.cat.default]
+    for node in (joined, *joined.args[0]):
+        assert node.meta["val"].is_contiguous(memory_format=torch.channels_last)

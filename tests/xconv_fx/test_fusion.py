@@ -1,0 +1,76 @@
+"""Which kernels are merged: read off Inductor's schedule of graphs that tell the rules apart."""
+
+import pytest
+import torch
+from torch._inductor import config  # noqa: TID251
+from torch._inductor.compile_fx import compile_fx_inner  # noqa: TID251
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from xconv_fx import _fusion, _torch
+
+
+class Read(Exception):  # noqa: N818  it ends a compilation, and is no error
+    """Ends a compilation once its kernels are known."""
+
+
+def kernels(compile_graph, function, *args):
+    """The operations of each kernel, by the number of values that they make."""
+    found = []
+
+    def read(nodes):
+        found.extend(sorted(len(node.get_nodes()) for node in nodes))
+        raise Read
+
+    table = _torch.inductor_decompositions()
+    module = make_fx(function, decomposition_table=table, tracing_mode="fake")(*args)
+    inputs = [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")]
+    settings = {**_torch.inductor_settings(), "fx_graph_cache": False}
+    with (
+        config.patch({**settings, "_post_fusion_custom_pass": read}),
+        pytest.raises(Exception, match="Read"),
+    ):
+        compile_graph(module, inputs)
+    return found
+
+
+def sums(x):
+    return x.sum(0), (x * x).sum(0)
+
+
+def decoded(packed, scale, other):
+    return (packed & 15) * scale, (packed >> 4) * other
+
+
+X = torch.ones(256, 64)
+PACKED = torch.ones(256, 64, dtype=torch.uint8)
+
+
+def test_sums_of_one_value_take_one_pass():
+    assert kernels(_fusion.compile_inner, sums, X) == [2]
+
+
+def test_statistics_of_a_norm_take_one_pass():
+    def statistics(x):
+        return torch.var_mean(x, 0, correction=0)
+
+    (num_values,) = kernels(_fusion.compile_inner, statistics, X)
+    assert num_values > 2  # what is made of the sums as well
+
+
+def test_encoders_of_one_value_are_merged():
+    def encoded(x):
+        return (x > 0).to(torch.uint8), x.round().to(torch.uint8)
+
+    assert kernels(_fusion.compile_inner, encoded, X) == [2]
+
+
+def test_decoders_of_one_packed_value_stay_apart_where_inductor_would_merge_them():
+    scales = torch.ones(64), torch.ones(64)
+    assert kernels(compile_fx_inner, decoded, PACKED, *scales) == [2]
+    assert kernels(_fusion.compile_inner, decoded, PACKED, *scales) == [1, 1]
+
+
+def test_the_rule_ends_with_the_compilation():
+    scales = torch.ones(64), torch.ones(64)
+    kernels(_fusion.compile_inner, decoded, PACKED, *scales)
+    assert kernels(compile_fx_inner, decoded, PACKED, *scales) == [2]
