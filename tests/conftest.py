@@ -24,12 +24,16 @@ def _independent_of_other_tests() -> Iterator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Gives the run a compile cache of its own, and keeps torch's trace out of pytest's log.
+    """Shares the cores out, gives the run a compile cache, and keeps torch's trace out of its log.
 
     On a hit in the cache that torch shares between processes the partitioner does not run, and
     code compiled by an earlier version of this project would be tested in place of this one. A
     cache named in the environment is used all the same, for quick repeats.
     """
+    if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+        threads = max((os.cpu_count() or 1) // workers, 1)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of processes that tests start
+        torch.set_num_threads(threads)
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
         cache = tempfile.TemporaryDirectory(prefix="xconv-fx-tests-")
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache.name
