@@ -10,13 +10,14 @@ one number is needed, its balance.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import fx
 from torch.utils.flop_counter import flop_registry
 
 from passes import _torch
-from passes.joint import tensor_nbytes
+from passes.joint import hinted_shape, tensor_nbytes
 from passes.op_traits import COSTLY, recompute_ban
 
 # The backward of a linear op is two of its kind.
@@ -43,8 +44,9 @@ def _work(node: fx.Node, balance: float) -> float:
     """The bytes that the machine could move while it runs an op."""
     vals = [node.meta.get("val"), *(n.meta.get("val") for n in node.all_input_nodes)]
     tensors = [t for val in vals for t in (val if isinstance(val, (tuple, list)) else [val])]
-    moved = sum(tensor_nbytes(t) or 0 for t in tensors if isinstance(t, torch.Tensor))
-    return max(float(moved), _num_flops(node) / balance)
+    nbytes = [tensor_nbytes(t) for t in tensors if isinstance(t, torch.Tensor)]
+    moved = float(sum(size or 0 for size in nbytes))
+    return moved if None in nbytes else max(moved, _num_flops(node) / balance)
 
 
 def _num_flops(node: fx.Node) -> float:
@@ -52,5 +54,13 @@ def _num_flops(node: fx.Node) -> float:
     count = flop_registry.get(getattr(node.target, "overloadpacket", None))
     if count is None:
         return 0.0
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    return float(_torch.size_hint(count(*args, **kwargs, out_val=node.meta["val"])) or 0)
+    args, kwargs = fx.map_arg((node.args, node.kwargs), _sizes)
+    return float(count(*args, **kwargs, out_val=_sizes(node)))
+
+
+def _sizes(node: fx.Node) -> Any:
+    """The shape that torch counts by, of plain ints, so that no dynamic size is guarded."""
+    val = node.meta.get("val")
+    if isinstance(val, torch.Tensor):
+        return hinted_shape(val)
+    return _torch.size_hint(val) if isinstance(val, torch.SymInt) else val

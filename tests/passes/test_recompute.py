@@ -41,6 +41,27 @@ def test_grouped_and_transposed_convolutions_count_as_torch_does(toy):
     )
 
 
+def test_dynamic_sizes_count_by_their_hints_and_are_not_guarded(toy):
+    def shares(b, rows):
+        x, w = b.input("primals_1", rows, 16), b.input("primals_2", 16, 4)
+        y = b.call(aten.mm.default, x, w)
+        return list(recompute_times([y, b.call(aten.sum.dim_IntList, y, [0])], 1e-3).values())
+
+    dynamic = toy.Builder(dynamic=True)
+    assert shares(dynamic, "rows") == pytest.approx(shares(toy.Builder(), 8))
+    assert dynamic.shape_env.guards == []
+
+
+def test_a_size_that_is_unknown_counts_for_nothing(toy):
+    b = toy.Builder(dynamic=True)
+    x, w = b.input("primals_1", "?", 16), b.input("primals_2", 16, 4)
+    y = b.call(aten.mm.default, x, w)
+    total = b.call(aten.sum.dim_IntList, b.input("primals_3", 16, 16), [0])
+    times = recompute_times([y, total], 1e-3)
+    # The weight's bytes are all that is known of the product.
+    assert times[y] / times[total] == pytest.approx(16 * 4 / (16 * 16 + 16))
+
+
 def test_nothing_costly_takes_nothing(toy):
     b = toy.Builder()
     x = b.input("primals_1", 4)
