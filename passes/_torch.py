@@ -118,6 +118,11 @@ def is_input_mutation(description: object) -> bool:
     return isinstance(description, InputMutationAOTOutput)
 
 
+def mutated_input(description: object) -> object | None:
+    """Return the description of the input whose new value an output is, or None (2.13)."""
+    return getattr(description, "mutated_input", None) if is_input_mutation(description) else None
+
+
 def size_hint(size: int | torch.SymInt) -> int | None:
     """Return the concrete size behind ``size``, or None when it is unbacked.
 

@@ -176,9 +176,8 @@ def plan_within_peak(
             more where nothing fits and time may be paid with.
 
     Returns:
-        The plan and its peak, of those measured the one of least noise that fits, or else the
-        smallest. A plan that fits was measured, and no other that was measured and
-        fits has less noise. Where the peak is as near to the limit as a twentieth of it, which the
+        The plan and its peak: of those measured that fit the one of least noise and time, or else
+        the smallest of all. Where the peak is as near to the limit as a twentieth of it, which the
         search ends at, a limit smaller by more than that cannot give a larger peak.
     """
     plan_at, harms = _solver(costs), _harms(costs)

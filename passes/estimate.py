@@ -18,8 +18,8 @@ from torch import fx
 from passes.derive import Derivation, FeedsRelation, find_derivations, uses_served
 from passes.joint import JointGraph, hinted_shape, tensor_nbytes, tensor_val
 from passes.linear_uses import sensitivity_of, split_uses
-from passes.op_traits import is_view, recompute_ban
-from passes.recompute import recompute_times
+from passes.op_traits import COSTLY, is_view, recompute_ban
+from passes.recompute import is_repeatable, recompute_times
 from passes.rules import Codec, LinearUse, Rules
 
 # Share of a value's bytes that recomputing it is charged. It decides between equals (keep
@@ -74,8 +74,9 @@ class ValueCost:
         packing: the exact codec that keeps it in fewer bits; None otherwise.
         is_input: whether it is an input of the graph.
         derivation: how it follows linearly from other values; None otherwise.
-        recompute_time: of a costly op that may be computed again where its time is paid for: that
-            time, as a share of a step's; None otherwise.
+        recompute_time: of a costly op that may be computed again where its time is paid for, or
+            has to be by the user's checkpoint region: that time, as a share of a step's; None
+            otherwise.
     """
 
     node: str
@@ -164,6 +165,7 @@ def estimate_costs(
         frozenset(must_recompute),
         frozenset(must_save),
         times,
+        _stale_values(joint),
     )
     return CostTable(tuple(_value_cost(node, *uses[node], readers, request) for node in forward))
 
@@ -178,6 +180,7 @@ class _Request:
     must_recompute: frozenset[str]
     must_save: frozenset[str]
     times: Mapping[fx.Node, float]
+    stale: frozenset[fx.Node]
 
 
 @dataclass(frozen=True)
@@ -233,6 +236,9 @@ def _value_cost(
     codecs, unsketchable = _codec_costs(val, size, behind, rules, readers.feeds)
     kept = node.name in request.must_save
     ban = "kept by the user's checkpoint policy" if kept else recompute_ban(node)
+    reads_stale = not request.stale.isdisjoint(node.all_input_nodes)
+    if ban in (None, COSTLY) and reads_stale:
+        ban = "made of a buffer that the forward updates"
     asked = node.name in request.must_recompute
     forced = asked and recompute_ban(_source_of_item(node)) != "random op"
     return ValueCost(
@@ -251,8 +257,20 @@ def _value_cost(
         packing=None if is_free else packing,
         is_input=node.op == "placeholder",
         derivation=None if ban else derivation,
-        recompute_time=None if kept or forced else request.times.get(node),
+        recompute_time=request.times.get(node)
+        if forced or (ban == COSTLY and is_repeatable(node))
+        else None,
     )
+
+
+def _stale_values(joint: JointGraph) -> frozenset[fx.Node]:
+    """Inputs that the forward updates, and views of them: the backward would find new values."""
+    stale = set(joint.mutated_inputs())
+    for node in joint.graph.nodes:
+        is_op = isinstance(node.target, torch._ops.OpOverload) and is_view(node.target)
+        if is_op and not stale.isdisjoint(node.all_input_nodes):
+            stale.add(node)
+    return frozenset(stale)
 
 
 def _codec_costs(

@@ -76,6 +76,18 @@ class JointGraph:
         held = (*self.static_inputs(), *self.caller_held_inputs())
         return frozenset(node.name for node in held)
 
+    def mutated_inputs(self) -> frozenset[fx.Node]:
+        """Inputs that hold another value once the forward has run: buffers that it updates."""
+        described = output_node(self.graph).meta.get("desc")
+        told = described if isinstance(described, (list, tuple)) else ()
+        new = [given for output in told if (given := _torch.mutated_input(output)) is not None]
+        written = [
+            node.args[0]
+            for node in self.graph.nodes
+            if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        ]
+        return frozenset(p for p in self.primals if p in written or p.meta.get("desc") in new)
+
     def backward_nodes(self) -> dict[fx.Node, None]:
         """Every node that depends on a tangent, in graph order (a dict used as ordered set)."""
         found: dict[fx.Node, None] = {}

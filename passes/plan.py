@@ -203,11 +203,12 @@ def _network(costs: CostTable, chosen: list[CodecCost | None], noise_price: floa
 
 def _recompute_price(costs: CostTable, value: ValueCost, noise_price: float) -> int | None:
     """Bytes that recomputing counts as; None where it is not allowed."""
-    if value.recompute_time is None:
+    if value.recompute_cost is not None or value.recompute_time is None:
         return value.recompute_cost
     if math.inf in (costs.time_price, noise_price):
         return None
-    return round(noise_price * costs.time_harm(value))
+    price = noise_price * costs.time_harm(value)
+    return round(price) if math.isfinite(price) else None
 
 
 def _has_stand_in(value: ValueCost, codec: CodecCost | None) -> bool:

@@ -30,9 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
     code compiled by an earlier version of this project would be tested in place of this one. A
     cache named in the environment is used all the same, for quick repeats.
     """
-    if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
-        threads = max((os.cpu_count() or 1) // workers, 1)
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of processes that tests start
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
+    if workers and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(torch.get_num_threads() // workers, 1)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # of processes that tests start
         torch.set_num_threads(threads)
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
         cache = tempfile.TemporaryDirectory(prefix="xconv-fx-tests-")

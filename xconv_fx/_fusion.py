@@ -1,16 +1,17 @@
-"""Which kernels Inductor may merge: those that sum up or encode, never those that decode.
+"""Which kernels Inductor may merge for what they read: those that write little of it.
 
 Inductor merges kernels that read the same value, however far apart their results are needed. Of a
-packed value that is how the decoded values of several layers come to be alive at once. What only
-makes less than is read, the statistics and sums of a norm or an encoder, holds next to nothing, and
+packed value that is how the decoded values of several layers come to be alive at once. What writes
+much less than it reads, the statistics and sums of a norm or an encoder, holds next to nothing, and
 merging spares a pass over an activation. Checked on 2.13.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 from typing import Any
 
-from torch._inductor.choices import InductorChoices
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.scheduler import BaseSchedulerNode, Scheduler
 from torch._inductor.virtualized import V
@@ -19,35 +20,44 @@ from torch._inductor.virtualized import V
 _WRITTEN_SHARE = 2
 
 
-class DecodingApart(InductorChoices):
-    """Inductor's heuristics, but for merging kernels that write as much as they share."""
-
-    @staticmethod
-    def can_fuse_horizontal(
-        scheduler: Scheduler,
-        node1: BaseSchedulerNode,
-        node2: BaseSchedulerNode,
-        shared_data_score: int,
-    ) -> bool:
-        """Say whether two kernels, neither of which needs the other, may be one.
-
-        Args:
-            scheduler: of the graph.
-            node1: a kernel.
-            node2: another.
-            shared_data_score: bytes that both read or write.
-        """
-        written = max(_written_nbytes(scheduler, node) for node in (node1, node2))
-        return written * _WRITTEN_SHARE <= shared_data_score and (
-            InductorChoices.can_fuse_horizontal(scheduler, node1, node2, shared_data_score)
-        )
-
-
 def compile_inner(*args: Any, **kwargs: Any) -> Any:
-    """Compile one graph as ``compile_fx_inner`` does, with decoding kernels apart."""
-    with V.set_choices_handler(DecodingApart()):
+    """Compile one graph as ``compile_fx_inner`` does, but merging fewer kernels.
+
+    All other choices are those of the heuristics in place, Inductor's or the user's.
+    """
+    choices = copy.copy(V.choices)
+    base: Any = type(choices)
+    choices.__class__ = _writing_little(base)
+    with V.set_choices_handler(choices):
         return compile_fx_inner(*args, **kwargs)
 
 
+@functools.cache
+def _writing_little(base: Any) -> Any:
+    class WritingLittle(base):  # type: ignore[misc]
+        @staticmethod
+        def can_fuse_horizontal(
+            scheduler: Scheduler,
+            node1: BaseSchedulerNode,
+            node2: BaseSchedulerNode,
+            shared_data_score: int,
+        ) -> bool:
+            """Say whether two kernels, neither of which needs the other, may be one.
+
+            Args:
+                scheduler: of the graph.
+                node1: a kernel.
+                node2: another.
+                shared_data_score: bytes that both read or write.
+            """
+            written = max(_written_nbytes(scheduler, node) for node in (node1, node2))
+            return written * _WRITTEN_SHARE <= shared_data_score and bool(
+                base.can_fuse_horizontal(scheduler, node1, node2, shared_data_score)
+            )
+
+    return WritingLittle
+
+
 def _written_nbytes(scheduler: Scheduler, node: BaseSchedulerNode) -> int:
+    """Bytes that a kernel makes, those that it alone reads included."""
     return sum(scheduler.dep_size_hint(dep) for dep in node.read_writes.writes)

@@ -264,7 +264,16 @@ def _interpret(
     del example_inputs, settings
 
     def run(args: list[Any]) -> Any:
-        return torch.fx.Interpreter(module).boxed_run(args)
+        return _Interpreter(module).boxed_run(args)
 
     run._boxed_call = True  # type: ignore[attr-defined]
     return run
+
+
+class _Interpreter(fx.Interpreter):
+    """Takes a view of any layout, as Inductor does: what passes form need not have torch's own."""
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target is torch.ops.aten.view.default:
+            target = torch.ops.aten.reshape.default
+        return super().call_function(target, args, kwargs)

@@ -275,7 +275,7 @@ def rules_for(options: Options, inner: str, joint: JointGraph) -> passes.Rules:
     prefers = inner == "inductor" and _torch.inductor_prefers_channels_last(joint.module)
     vals = (tensor_val(node) for node in joint.primals)
     device_types = [val.device.type for val in vals if val is not None]
-    device_type = max(set(device_types), key=device_types.count, default="cpu")
+    device_type = next((found for found in device_types if found != "cpu"), "cpu")
     return make_rules(options, channels_last=prefers, device_type=device_type)
 
 

@@ -89,17 +89,16 @@ def make_planner(
         return at_price(noise_price, math.inf if time_price is None else time_price)
 
     def planner(joint: JointGraph, costs: CostTable, carry_out: Callable[[Plan], Outcome]) -> Plan:
-        search: Callable[[CostTable], BudgetedPlan]
         if isinstance(budget, float):
             limit = int(budget * stock_nbytes())
             search = functools.partial(plan_within, limit_nbytes=limit, measure=_kept_nbytes)
+            found = _search(search, costs, time_price)
             asked = f"{budget:g} of what torch's default partition keeps"
         else:
             _refuse_unknown(joint)
             assert step is not None, "a budget in bytes is one of a step"
-            search = functools.partial(_plan_in_step, step, carry_out=carry_out)
+            found = _plan_in_step(step, costs, carry_out, time_price)
             asked = f"a predicted peak of {budget} bytes"
-        found = _search(search, costs, time_price)
         if not found.fits:
             earlier = () if step is None else step.earlier
             _give_up(_unreachable(asked, found, joint, earlier), strict)
@@ -149,7 +148,10 @@ def _give_up(text: str, strict: bool) -> None:
 
 
 def _plan_in_step(
-    step: StepBudget, costs: CostTable, carry_out: Callable[[Plan], Outcome]
+    step: StepBudget,
+    costs: CostTable,
+    carry_out: Callable[[Plan], Outcome],
+    time_price: float | None,
 ) -> BudgetedPlan:
     """Plan a graph within its part of a budget.
 
@@ -161,7 +163,10 @@ def _plan_in_step(
     def part_nbytes(plan: Plan) -> int:
         return -(-step.room.assumed_peak_nbytes(step.memory_of(carry_out(plan))) // parts)
 
-    found = plan_within_peak(costs, step.limit_nbytes // parts, part_nbytes)
+    search = functools.partial(
+        plan_within_peak, limit_nbytes=step.limit_nbytes // parts, measure=part_nbytes
+    )
+    found = _search(search, costs, time_price)
     if found.fits:
         return found
     # With graphs to come like this one even the least does not fit; but they may be smaller.

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,12 +63,13 @@ class Options:
         time_price: what the time of a step counts beside noise, >= 0, so that convolutions, matrix
             products and reductions are computed again in the backward where that is better than
             noise at the same bytes: at 1, a step that takes twice as long counts as much as a
-            relative squared noise of 1 in all that the backward reads. By default, and at
-            ``math.inf``, none is computed again where the plan can do without; by default one
-            that cannot meet its ``memory_budget`` otherwise is made at 1.
+            relative squared noise of 1 in all that the backward reads. Without a budget both are
+            paid at ``noise_price``. By default, and at ``math.inf``, nothing is computed again; but
+            by default a ``memory_budget`` out of reach is searched once more at 1.
         machine_balance: floating-point operations that the machine does while it moves a byte,
             > 0: what computing again takes is weighed by it. By default a constant of the kind of
-            device; see :func:`xconv_fx.measure_machine_balance`.
+            device. What :func:`xconv_fx.measure_machine_balance` returns differs a little each
+            time, and plans may with it: measure once, and write the number down.
         strict: whether a budget out of reach is an error; if not, the least that can be reached
             is taken, with a warning.
         plan: plans to carry out in place of planning, from :func:`xconv_fx.load_plans`, or the
@@ -221,7 +223,10 @@ def parse_options(given: Mapping[str, Any] | None) -> Options:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether a value is a number that a float can be."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return isinstance(value, float) or abs(value) <= sys.float_info.max
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

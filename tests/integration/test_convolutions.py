@@ -395,3 +395,26 @@ def test_one_convolution_applied_twice(compare, assert_to_rounding, assert_unbia
     check(comparison, assert_to_rounding, assert_unbiased)
     assert comparison.report.num_sketched_convolutions == 2
     assert xconv_fx.last_report() is comparison.report
+
+
+class Tokens(nn.Module):
+    """Two convolutions, between them the positions as rows, as in a codebook or a mixer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
+
+    def forward(self, x):
+        h = self.first(x)
+        rows = h.permute(0, 2, 3, 1).reshape(-1, 8).tanh()
+        return self.second(rows.view(h.shape[0], *h.shape[2:], 8).permute(0, 3, 1, 2))
+
+
+def test_a_gradient_laid_out_otherwise_than_torchs_own_can_still_be_viewed(compile_xconv):
+    x = torch.randn(2, 3, 12, 12)
+    net = Tokens()
+    expected = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
+    compile_xconv(net, inner="aot_eager", exact_modules="*")(x).square().sum().backward()
+    for parameter, exact in zip(net.parameters(), expected, strict=True):
+        # The same products, summed in another order.
+        assert torch.allclose(parameter.grad, exact, rtol=1e-4, atol=1e-4)

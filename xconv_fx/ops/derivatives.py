@@ -25,14 +25,17 @@ def norm_input_grad(
 
     With g the gradient of the normalised input h, and means over ``dims``:
     ``dx = rstd * (g - mean(g) - h * mean(g * h))`` (Ioffe and Szegedy, arXiv 1502.03167,
-    section 3). Linear in h but for the last term, where h meets its own mean: an unbiased
-    stand-in for h takes ``rstd * g * Var(h) / n`` from the expectation, n being the number of
-    elements the statistics are taken over.
+    section 3). A factor that is constant over ``dims``, such as the affine weight of a batch norm,
+    may be in ``rstd`` as well as in ``g``. Linear in h but for the last term, where h meets its own
+    mean: an unbiased stand-in for h takes ``rstd * g * Var(h) / n`` from the expectation, n being
+    the number of elements the statistics are taken over.
 
     Args:
-        grad_normalized: gradient of the normalised input (the affine weight is in already).
+        grad_normalized: gradient of the normalised input, the affine weight included unless it is
+            in ``rstd``.
         normalized: the normalised input, of the same shape.
-        rstd: reciprocal standard deviation, broadcastable with ``stat_size``.
+        rstd: reciprocal standard deviation, with what is constant over ``dims``; broadcastable with
+            ``stat_size``.
         stat_size: a view of the shape in which the statistics run over whole ``dims``.
         dims: dims of ``stat_size`` that mean and variance were taken over.
 

@@ -64,8 +64,8 @@ def expose_batch_norm_backward(
         mean, rstd = running_mean, torch.rsqrt(running_var + eps)
     mean, rstd = mean.reshape(channel), rstd.reshape(channel)
     normalized = (opmath(input) - mean) * rstd
-    # The weight is constant over what a statistic is taken of, so it may come after the sums,
-    # which are those of the gradients of weight and bias.
+    # The weight is constant over what a statistic is taken of (that of a group or layer norm is
+    # not), so it may come after the sums, which then are those of the gradients of weight and bias.
     scale = rstd if weight is None else rstd * weight.reshape(channel)
     grad_input = None
     if output_mask[0] and train:
