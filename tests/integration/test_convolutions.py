@@ -407,7 +407,7 @@ class Tokens(nn.Module):
     def forward(self, x):
         h = self.first(x)
         rows = h.permute(0, 2, 3, 1).reshape(-1, 8).tanh()
-        return self.second(rows.view(h.shape[0], *h.shape[2:], 8).permute(0, 3, 1, 2))
+        return self.second(rows.view(h.shape[0], *h.shape[2:], 8).permute(0, 3, 1, 2)).flatten(1)
 
 
 def test_a_gradient_laid_out_otherwise_than_torchs_own_can_still_be_viewed(compile_xconv):
