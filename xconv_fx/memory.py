@@ -89,7 +89,18 @@ def _laid_out(tensor: torch.Tensor, layout: torch.memory_format) -> tuple[torch.
     return result, 0 if result is tensor else tensor_nbytes(result) or 0
 
 
+def _drawing_nbytes(node: fx.Node, laid_out: Layouts) -> int:
+    """What drawing rows or octonions of tiles holds besides its results (measured, torch 2.13)."""
+    del laid_out
+    val = node.meta["val"]
+    tensors = val if isinstance(val, (tuple, list)) else [val]
+    nbytes = sum(tensor_nbytes(tensor) or 0 for tensor in tensors)
+    return nbytes * 2 if len(tensors) > 1 else nbytes * 9 // 7
+
+
 WORKSPACES: Workspaces = {
+    torch.ops.xconv.draw_signs.default: _drawing_nbytes,
+    torch.ops.xconv.draw_maps.default: _drawing_nbytes,
     torch.ops.xconv.conv_input_grad.default: _input_gradient_nbytes,
     torch.ops.xconv.conv_weight_grad.default: _weight_gradient_nbytes,
 }

@@ -144,6 +144,62 @@ def _fake_decode_planes(
     return empty_in_order(kept, [num_planes, *signs.shape[1:]], kept.dtype, order)
 
 
+def _fake_draw_signs(
+    seed: Tensor, grid: Size, side: int, kept: Sequence[int], dim_order: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    signs, divisors = tiles.rows_sizes(grid, side, kept, dim_order)
+    return seed.new_empty(signs, dtype=torch.int32), seed.new_empty(divisors, dtype=torch.int32)
+
+
+def _draw_signs(
+    seed: Tensor, grid: Size, side: int, kept: Sequence[int], dim_order: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    signs, divisors = tiles.draw_signs(seed, grid, side, kept, dim_order)
+    return signs.contiguous(), divisors.contiguous()
+
+
+def _fake_draw_maps(seed: Tensor, grid: Size, count: int) -> Tensor:
+    size = [count, octonions.DIM, octonions.DIM, grid[0], 1, *grid[2:]]
+    return seed.new_empty(size, dtype=torch.float32)
+
+
+def _draw_maps(seed: Tensor, grid: Size, count: int) -> Tensor:
+    return octonions.draw_maps(grid, count, seed).contiguous()
+
+
+def _tile(
+    x: Tensor, seed: Tensor, side: int, kept: Sequence[int], dim_order: Sequence[int]
+) -> Tensor:
+    grid = tiles.grid_of(x.shape, side)
+    signs, divisors = draw_signs(seed, grid, side, kept, dim_order)
+    return tiles.tile_with_rows(x, signs, divisors, side, kept, dim_order)
+
+
+def _untile(
+    planes: Tensor,
+    seed: Tensor,
+    size: Size,
+    dtype: torch.dtype,
+    side: int,
+    kept: Sequence[int],
+    dim_order: Sequence[int],
+) -> Tensor:
+    signs, _ = draw_signs(seed, tiles.grid_of(size, side), side, kept, dim_order)
+    return tiles.untile_with_rows(planes, signs, size, dtype, side, dim_order)
+
+
+def _encode_planes(planes: Tensor, seed: Tensor, dim_order: Sequence[int]) -> tuple[Tensor, Tensor]:
+    maps = draw_maps(seed, planes.shape[1:], octonions.num_vectors(planes.shape[0]))
+    return octonions.to_signs(planes, maps, dim_order)
+
+
+def _decode_planes(
+    signs: Tensor, kept: Tensor, seed: Tensor, num_planes: int, dim_order: Sequence[int]
+) -> Tensor:
+    maps = draw_maps(seed, signs.shape[1:], octonions.num_vectors(num_planes))
+    return octonions.from_signs(signs, kept, maps, num_planes, dim_order)
+
+
 def _check_order(dim_order: Sequence[int], num_dims: int) -> None:
     if sorted(dim_order) != list(range(num_dims)):
         raise ValueError(
@@ -245,30 +301,41 @@ reconstruct = define(
     _fake_reconstruct,
     probing.reconstruct,
 )
+# Not lowered: what is drawn is small, and drawing it takes many operations, of which Inductor's
+# compiler would be given as many lines for every tensor that is sketched.
+draw_signs = define(
+    "draw_signs(Tensor seed, SymInt[] grid, int side, int[] kept, int[] dim_order)"
+    " -> (Tensor, Tensor)",
+    _draw_signs,
+    _fake_draw_signs,
+)
+draw_maps = define(
+    "draw_maps(Tensor seed, SymInt[] grid, int count) -> Tensor", _draw_maps, _fake_draw_maps
+)
 tile = define(
     "tile(Tensor x, Tensor seed, int side, int[] kept, int[] dim_order) -> Tensor",
     tiles.tile,
     _fake_tile,
-    tiles.tile,
+    _tile,
 )
 untile = define(
     "untile(Tensor planes, Tensor seed, SymInt[] size, ScalarType dtype, int side, int[] kept,"
     " int[] dim_order) -> Tensor",
     tiles.untile,
     _fake_untile,
-    tiles.untile,
+    _untile,
 )
 wait = define("wait(Tensor kept, Tensor other) -> Tensor", _wait, _wait)
 encode_planes = define(
     "encode_planes(Tensor planes, Tensor seed, int[] dim_order) -> (Tensor, Tensor)",
     octonions.encode_planes,
     _fake_encode_planes,
-    octonions.encode_planes,
+    _encode_planes,
 )
 decode_planes = define(
     "decode_planes(Tensor signs, Tensor kept, Tensor seed, int num_planes, int[] dim_order)"
     " -> Tensor",
     octonions.decode_planes,
     _fake_decode_planes,
-    octonions.decode_planes,
+    _decode_planes,
 )

@@ -102,9 +102,7 @@ def maps_of(octonions: Tensor) -> Tensor:
     taken = unit.index_select(1, torch.bitwise_right_shift(place, 3) ^ (place & (DIM - 1)))
     negative = torch.bitwise_right_shift(torch.full_like(place, _NEGATIVE), place) & 1
     signs = (1 - 2 * negative).to(unit.dtype).view([-1] + [1] * (unit.dim() - 2))
-    maps = (taken * signs).view([unit.shape[0], DIM, DIM, *unit.shape[2:]])
-    # A view of itself, which Inductor (2.13) stores: it would else draw them for every channel.
-    return maps.as_strided(maps.shape, maps.stride())
+    return (taken * signs).view([unit.shape[0], DIM, DIM, *unit.shape[2:]])
 
 
 def to_signs(planes: Tensor, maps: Tensor, dim_order: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -41,12 +41,11 @@ class Row(NamedTuple):
 
     Attributes:
         number: k, its bits axis by axis; an int, or int32 ``(N, 1, *tile counts)`` in memory order.
-        factor: with ``divisor``, ``1 / (m p(k)) = factor / divisor``.
-        divisor: 1, or int32 ``(N, 1, *tile counts)`` in memory order.
+        divisor: with the factor of :func:`row_factors`, ``1 / (m p(k)) = factor / divisor``; 1, or
+            int32 ``(N, 1, *tile counts)`` in memory order.
     """
 
     number: int | Tensor
-    factor: float
     divisor: int | Tensor
 
 
@@ -91,6 +90,21 @@ def num_planes(num_spatial: int, kept: Sequence[int]) -> int:
     return 1 + sum(min(m, num_rows(num_spatial, level)) for level, m in enumerate(kept, 1))
 
 
+def row_factors(num_spatial: int, kept: Sequence[int]) -> list[float]:
+    """Return the factor of each row that is kept, see :class:`Row`.
+
+    Args:
+        num_spatial: 1, 2 or 3.
+        kept: m of each level, coarsest first.
+    """
+    factors: list[float] = []
+    for level, count in enumerate(kept, 1):
+        present = num_rows(num_spatial, level)
+        drawn = _num_entries(num_spatial) * 2.0 ** (num_spatial * (level - 1)) / count
+        factors += [1.0] * present if count >= present else [drawn] * count
+    return factors
+
+
 def draw_words(grid: Size, seed: Tensor) -> Tensor:
     """Draw one random word for each tile of a sample, which its channels share.
 
@@ -131,7 +145,7 @@ def draw_rows(words: Tensor, num_spatial: int, side: int, kept: Sequence[int]) -
             continue
         num_coarse = num_spatial * (level - 1)
         for draw in range(count):
-            rows.append(_draw_row(words, draw, num_spatial, level, shift, num_bits, count))
+            rows.append(_draw_row(words, draw, num_spatial, level, shift, num_bits))
         words = torch.bitwise_right_shift(words, num_coarse + _TYPE_BITS[num_spatial - 1])
     return rows
 
@@ -146,12 +160,12 @@ def _all_rows(num_spatial: int, level: int, shift: int, num_bits: int) -> list[R
         for axis in range(num_spatial):
             high = coarse >> (axis * (level - 1)) & (2 ** (level - 1) - 1)
             number |= ((high << 1 | (finest >> axis & 1)) << shift) << (axis * num_bits)
-        rows.append(Row(number, 1.0, 1))
+        rows.append(Row(number, 1))
     return rows
 
 
 def _draw_row(
-    words: Tensor, draw: int, num_spatial: int, level: int, shift: int, num_bits: int, count: int
+    words: Tensor, draw: int, num_spatial: int, level: int, shift: int, num_bits: int
 ) -> Row:
     """Read one draw of a level off the lowest bits of the words."""
     num_coarse = num_spatial * (level - 1)
@@ -167,8 +181,7 @@ def _draw_row(
         high = torch.bitwise_right_shift(coarse, axis * (level - 1)) & (2 ** (level - 1) - 1)
         number = number + (high * 2 + finest) * 2 ** (shift + axis * num_bits)
         num_axes = num_axes + finest
-    factor = _num_entries(num_spatial) * 2.0**num_coarse / count
-    return Row(number, factor, 4 - num_axes)
+    return Row(number, 4 - num_axes)
 
 
 def _num_entries(num_spatial: int) -> int:

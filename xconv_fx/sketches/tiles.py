@@ -42,9 +42,8 @@ from torch import Tensor
 
 from xconv_fx.sketches.layout import Size, ceil_div, inverse, known
 from xconv_fx.sketches.quantize import compute_dtype
-from xconv_fx.sketches.tile_rows import Row, draw_rows, draw_words
+from xconv_fx.sketches.tile_rows import Row, draw_rows, draw_words, num_planes, row_factors
 
-_PARITY_OF_NIBBLE = 0x6996
 # Of an int32, whose sign is left alone.
 _ROWS_OF_A_WORD = 31
 
@@ -65,18 +64,8 @@ def tile_with_words(
         Planes ``(P, N, C, *tile counts)``, float64 for float64 input, else float32, in memory
         order plane by plane.
     """
-    num_spatial = x.dim() - 2
-    tiled = _split(_fill(x.permute(list(dim_order)), side, dim_order), side, dim_order)
-    tiled = tiled.to(compute_dtype(x.dtype))
-    inner = _inner_dims(dim_order)
-    scale = 1.0 / side**num_spatial
-    planes = [tiled.sum(inner) * scale]
-    rows = draw_rows(words.permute(list(dim_order)), num_spatial, side, kept)
-    signs = _signs(rows, side, dim_order, tiled)
-    for row, sign in zip(rows, signs, strict=True):
-        planes.append((tiled * sign).sum(inner) * (row.factor * scale) / row.divisor)
-    ordered = torch.stack(planes)
-    return ordered.permute([0, *(1 + place for place in inverse(dim_order))])
+    signs, divisors = rows_of_words(words, side, kept, dim_order)
+    return tile_with_rows(x, signs, divisors, side, kept, dim_order)
 
 
 def untile_with_words(
@@ -102,10 +91,71 @@ def untile_with_words(
     Returns:
         Tensor of shape ``size`` whose memory order is ``dim_order``.
     """
+    signs, _ = rows_of_words(words, side, kept, dim_order)
+    return untile_with_rows(planes, signs, size, dtype, side, dim_order)
+
+
+def tile_with_rows(
+    x: Tensor,
+    signs: Tensor,
+    divisors: Tensor,
+    side: int,
+    kept: Sequence[int],
+    dim_order: Sequence[int],
+) -> Tensor:
+    """Sketch with given rows.
+
+    Args:
+        x: floating tensor ``(N, C, *spatial)``.
+        signs: from :func:`draw_signs`.
+        divisors: from :func:`draw_signs`.
+        side: t, 2, 4 or 8.
+        kept: m of each level, coarsest first.
+        dim_order: dimensions of ``x`` from outermost to innermost in memory.
+
+    Returns:
+        Planes, see :func:`tile_with_words`.
+    """
+    tiled = _split(_fill(x.permute(list(dim_order)), side, dim_order), side, dim_order)
+    tiled = tiled.to(compute_dtype(x.dtype))
+    inner = _inner_dims(dim_order)
+    share = 1.0 / side ** (x.dim() - 2)
+    planes = [tiled.sum(inner) * share]
+    factors = row_factors(x.dim() - 2, kept)
+    rows = zip(_signs(signs, len(factors), tiled), factors, divisors, strict=True)
+    for sign, factor, divisor in rows:
+        planes.append((tiled * sign).sum(inner) * (factor * share) / divisor)
+    ordered = torch.stack(planes)
+    return ordered.permute([0, *(1 + place for place in inverse(dim_order))])
+
+
+def untile_with_rows(
+    planes: Tensor,
+    signs: Tensor,
+    size: Size,
+    dtype: torch.dtype,
+    side: int,
+    dim_order: Sequence[int],
+) -> Tensor:
+    """Rebuild from given rows.
+
+    Args:
+        planes: tensor ``(P, N, C, *tile counts)``.
+        signs: from :func:`draw_signs`.
+        size: shape ``(N, C, *spatial)`` of the result.
+        dtype: dtype of the result.
+        side: t, 2, 4 or 8.
+        dim_order: dimensions of the result from outermost to innermost in memory.
+
+    Returns:
+        Tensor of shape ``size`` whose memory order is ``dim_order``.
+    """
+    # A view of itself: Inductor (2.13) stores what as_strided reads. It would else write the
+    # decoding of the planes into the loop over elements, T times the work.
+    planes = planes.as_strided(planes.shape, planes.stride())
     ordered = planes.permute([0, *(1 + dim for dim in dim_order)])
     value = _spread(ordered[0], dim_order)
-    rows = draw_rows(words.permute(list(dim_order)), len(size) - 2, side, kept)
-    for plane, sign in enumerate(_signs(rows, side, dim_order, planes), 1):
+    for plane, sign in enumerate(_signs(signs, planes.shape[0] - 1, planes), 1):
         value = value + _spread(ordered[plane], dim_order) * sign
     return _merge(value.to(dtype), size, side, dim_order)
 
@@ -125,8 +175,8 @@ def tile(
     Returns:
         Planes ``(P, N, C, *tile counts)``, see :func:`tile_with_words`.
     """
-    words = draw_words(grid_of(x.shape, side), seed)
-    return tile_with_words(x, words, side, kept, dim_order)
+    signs, divisors = draw_signs(seed, grid_of(x.shape, side), side, kept, dim_order)
+    return tile_with_rows(x, signs, divisors, side, kept, dim_order)
 
 
 def untile(
@@ -152,11 +202,57 @@ def untile(
     Returns:
         Tensor of shape ``size`` whose memory order is ``dim_order``.
     """
-    words = draw_words(grid_of(size, side), seed)
-    # A view of itself: Inductor (2.13) stores what as_strided reads. It would else write the
-    # decoding of the planes into the loop over elements, T times the work.
-    planes = planes.as_strided(planes.shape, planes.stride())
-    return untile_with_words(planes, words, size, dtype, side, kept, dim_order)
+    signs, _ = draw_signs(seed, grid_of(size, side), side, kept, dim_order)
+    return untile_with_rows(planes, signs, size, dtype, side, dim_order)
+
+
+def draw_signs(
+    seed: Tensor, grid: Size, side: int, kept: Sequence[int], dim_order: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Draw the rows of all tiles of a sample, which its channels share.
+
+    Args:
+        seed: 0-dim int64 tensor in [0, 2**62), or its row of a key schedule.
+        grid: ``(N, C, *tile counts)``; the ints may be SymInts.
+        side: t, 2, 4 or 8.
+        kept: m of each level, coarsest first.
+        dim_order: dimensions of the tensor from outermost to innermost in memory.
+
+    Returns:
+        Words, int32 ``(ceil(R / 31), *tiled)`` with R = P - 1, a bit a row that is set where the
+        row is negative; and the divisors of ``sketches.tile_rows``, int32 ``(R, *ordered tile
+        counts)``. Both with one channel.
+    """
+    return rows_of_words(draw_words(grid, seed), side, kept, dim_order)
+
+
+def rows_of_words(
+    words: Tensor, side: int, kept: Sequence[int], dim_order: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Read rows off words: what :func:`draw_signs` returns.
+
+    Args:
+        words: int32 tensor ``(N, 1, *tile counts)``.
+        side: t, 2, 4 or 8.
+        kept: m of each level, coarsest first.
+        dim_order: dimensions of the tensor from outermost to innermost in memory.
+    """
+    ordered = words.permute(list(dim_order))
+    rows = draw_rows(ordered, words.dim() - 2, side, kept)
+    divisors = torch.stack([torch.zeros_like(ordered) + row.divisor for row in rows])
+    return _sign_words(rows, side, dim_order, ordered), divisors
+
+
+def rows_sizes(
+    grid: Size, side: int, kept: Sequence[int], dim_order: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Return the sizes of what :func:`draw_signs` returns."""
+    num_rows = num_planes(len(grid) - 2, kept) - 1
+    ordered = [1 if dim == 1 else grid[dim] for dim in dim_order]
+    tiled: list[int] = []
+    for extent, dim in zip(ordered, dim_order, strict=True):
+        tiled += [extent, side] if dim >= 2 else [extent]
+    return [ceil_div(num_rows, _ROWS_OF_A_WORD), *tiled], [num_rows, *ordered]
 
 
 def grid_of(size: Size, side: int) -> list[int]:
@@ -172,51 +268,46 @@ def grid_of(size: Size, side: int) -> list[int]:
     return [*size[:2], *(ceil_div(extent, side) for extent in size[2:])]
 
 
-def _signs(rows: Sequence[Row], side: int, dim_order: Sequence[int], like: Tensor) -> list[Tensor]:
-    """Evaluate ``sqrt(T) h_k`` of every row at the elements of the tiles.
+def _sign_words(
+    rows: Sequence[Row], side: int, dim_order: Sequence[int], ordered: Tensor
+) -> Tensor:
+    """Find the signs of ``sqrt(T) h_k`` at the elements of the tiles, 31 rows a word.
 
-    The signs of up to 31 rows are first put together into one word an element of a sample, which
-    its channels share: reading a bit of it costs less than finding the sign again for a channel.
+    Reading a bit of it costs less than finding the sign again for every channel.
     """
-    offset = _offsets(side, dim_order, like.device)
-    signs = []
+    num_spatial = len(dim_order) - 2
+    table = _parity_table(side**num_spatial, ordered.device)
+    # The bits of a number are those of the first spatial dimension first: it varies the fastest.
+    inside = {dim: ordered.dim() + num_spatial - 1 - (dim - 2) for dim in dim_order if dim >= 2}
+    places: list[int] = []
+    for place, dim in enumerate(dim_order):
+        places += [place, inside[dim]] if dim >= 2 else [place]
+    words = []
     for first in range(0, len(rows), _ROWS_OF_A_WORD):
-        word = torch.zeros_like(offset)
+        word = torch.zeros([*ordered.shape, table.shape[0]], dtype=torch.int32, device=table.device)
         for place, row in enumerate(rows[first : first + _ROWS_OF_A_WORD]):
-            parity = _parity(row.number, offset, side, dim_order)
-            word = word | torch.bitwise_left_shift(parity, place)
-        # A view of itself, which Inductor (2.13) stores.
-        word = word.as_strided(word.shape, word.stride())
-        for place in range(len(rows[first : first + _ROWS_OF_A_WORD])):
-            signs.append((1 - 2 * (torch.bitwise_right_shift(word, place) & 1)).to(like.dtype))
-    return signs
+            word = word | torch.bitwise_left_shift(table[row.number], place)
+        words.append(word.view([*ordered.shape, *[side] * num_spatial]).permute(places))
+    return torch.stack(words)
 
 
-def _parity(index: int | Tensor, offset: Tensor, side: int, dim_order: Sequence[int]) -> Tensor:
-    """Return 1 where ``h_k`` is negative, else 0."""
-    if isinstance(index, Tensor):
-        index = _spread(index, dim_order)
-    common = offset & index
-    num_bits = (len(dim_order) - 2) * (side.bit_length() - 1)
-    for shift in (8, 4):
-        if num_bits > shift:
-            common = common ^ torch.bitwise_right_shift(common, shift)
-    table = torch.full_like(common, _PARITY_OF_NIBBLE)
-    return torch.bitwise_right_shift(table, common & 0xF) & 1
+def _parity_table(numel: int, device: torch.device) -> Tensor:
+    """Return 1 where ``h_k`` is negative at i, else 0, for all k and i, int32 ``(T, T)``."""
+    number = torch.arange(numel, dtype=torch.int32, device=device)
+    common = number.unsqueeze(1) & number
+    for shift in (8, 4, 2, 1):
+        common = common ^ torch.bitwise_right_shift(common, shift)
+    return common & 1
 
 
-def _offsets(side: int, dim_order: Sequence[int], device: torch.device) -> Tensor:
-    """Number the elements of a tile, i of the module docstring, shaped to broadcast."""
-    num_bits = side.bit_length() - 1
-    inner = _inner_dims(dim_order)
-    spatial = [dim for dim in dim_order if dim >= 2]
-    offset = torch.zeros([1] * (len(dim_order) + len(inner)), dtype=torch.int32, device=device)
-    for place, dim in zip(inner, spatial, strict=True):
-        shape = [1] * offset.dim()
-        shape[place] = side
-        along = torch.arange(side, dtype=torch.int32, device=device) * 2 ** ((dim - 2) * num_bits)
-        offset = offset + along.view(shape)
-    return offset
+def _signs(words: Tensor, num_rows: int, like: Tensor) -> list[Tensor]:
+    """Return 1 or -1 for every row, at the elements of the tiles."""
+    one, minus_one = like.new_ones(()), -like.new_ones(())
+    # A mask in place of a shift, which is slow where it is vectorised (Inductor 2.13).
+    return [
+        torch.where((words[i // _ROWS_OF_A_WORD] & 2 ** (i % _ROWS_OF_A_WORD)) != 0, minus_one, one)
+        for i in range(num_rows)
+    ]
 
 
 def _inner_dims(dim_order: Sequence[int]) -> list[int]:

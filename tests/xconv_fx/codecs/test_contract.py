@@ -134,7 +134,9 @@ def test_encode_and_decode_lower_to_aten(codec):
     graph = make_fx(round_trip, decomposition_table=DECOMPOSITIONS, tracing_mode="fake")(x, SEED)
     targets = [str(n.target) for n in graph.graph.nodes if n.op == "call_function"]
     assert targets
-    assert not [target for target in targets if target.startswith("xconv")]
+    # What is drawn for tiles is small, and stays a call.
+    ours = {target for target in targets if target.startswith("xconv")}
+    assert ours <= {"xconv.draw_signs.default", "xconv.draw_maps.default"}
     assert not [node for node in graph.graph.nodes if node.op == "get_attr"]
     assert torch.equal(graph(x, SEED), round_trip(x, SEED))
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 
 from xconv_fx.ops import DECOMPOSITIONS, sketching
@@ -66,6 +67,30 @@ def test_octonion_operators(dtype, order, side, kept):
     opcheck(sketching.encode_planes, (planes, SEED, dims))
     signs, scalars = sketching.encode_planes(planes, SEED, dims)
     opcheck(sketching.decode_planes, (signs, scalars, SEED, len(planes), dims))
+
+
+@pytest.mark.parametrize(("side", "kept"), [(2, [1]), (4, [2, 6]), (4, [3, 40])])
+@pytest.mark.parametrize("grid", [[2, 3, 5], [2, 3, 4, 5], [1, 2, 3, 4, 5]])
+def test_drawing_operators(side, kept, grid):
+    for dims in ([*range(len(grid))], [0, *range(2, len(grid)), 1]):
+        opcheck(sketching.draw_signs, (SEED, grid, side, kept, dims))
+    opcheck(sketching.draw_maps, (SEED, grid, 2))
+
+
+def test_drawing_is_left_to_operators_when_the_rest_is_lowered():
+    def round_trip(x, seed):
+        planes = DECOMPOSITIONS[sketching.tile](x, seed, 4, [2, 6], [0, 1, 2, 3])
+        signs, scalars = DECOMPOSITIONS[sketching.encode_planes](planes, seed, [0, 1, 2, 3])
+        back = DECOMPOSITIONS[sketching.decode_planes](signs, scalars, seed, 9, [0, 1, 2, 3])
+        return DECOMPOSITIONS[sketching.untile](
+            back, seed, list(x.shape), x.dtype, 4, [2, 6], [0, 1, 2, 3]
+        )
+
+    x = torch.randn(2, 3, 8, 8)
+    graph = make_fx(round_trip)(x, SEED).graph
+    ours = [str(node.target) for node in graph.nodes if "xconv" in str(node.target)]
+    drawn = ["xconv.draw_signs.default", "xconv.draw_maps.default"]
+    assert ours == [*drawn, *reversed(drawn)]
 
 
 def test_every_sketching_operator_has_a_decomposition():

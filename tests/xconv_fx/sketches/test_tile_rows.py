@@ -10,6 +10,7 @@ from xconv_fx.sketches.tile_rows import (
     draw_words,
     num_planes,
     num_rows,
+    row_factors,
     sum_inverse_probabilities,
 )
 
@@ -34,13 +35,15 @@ def test_a_row_has_its_probability_and_its_level(num_spatial, side):
     levels = side.bit_length() - 1
     num_bits = word_bits(num_spatial, levels)
     words = torch.arange(2**num_bits, dtype=torch.int32)
+    factors = row_factors(num_spatial, [1] * levels)
     for level, row in enumerate(draw_rows(words, num_spatial, side, [1] * levels), 1):
         if isinstance(row.number, int):  # a level with one row, in one dimension
             continue
         index, count = row.number.unique(return_counts=True)
         assert len(index) == num_rows(num_spatial, level)
         probability = count.double() / len(words)
-        inverse = row.factor / torch.as_tensor(row.divisor).double().broadcast_to(words.shape)
+        divisor = torch.as_tensor(row.divisor).double().broadcast_to(words.shape)
+        inverse = factors[level - 1] / divisor
         for k, p in zip(index, probability, strict=True):
             assert torch.allclose(inverse[row.number == k], 1 / p)
         expected = sum_inverse_probabilities(num_spatial, level)
