@@ -305,15 +305,13 @@ _Harms = Mapping[tuple[str, Action, Codec | None], float]
 
 def _harms(costs: CostTable) -> _Harms:
     """What the noise of each codec counts on each value, and computing it again."""
-    noise: dict[tuple[str, Action, Codec | None], float] = {
+    harms: dict[tuple[str, Action, Codec | None], float] = {
         (v.node, Action.SKETCH, c.codec): c.harm * v.nbytes for v in costs.values for c in v.codecs
     }
-    time: dict[tuple[str, Action, Codec | None], float] = {
-        (v.node, Action.RECOMPUTE, None): costs.time_harm(v)
-        for v in costs.values
-        if v.recompute_time is not None and costs.time_price < math.inf
-    }
-    return {**noise, **time}
+    if costs.time_price < math.inf:
+        again = (v for v in costs.values if v.recompute_time is not None)
+        harms.update(((v.node, Action.RECOMPUTE, None), costs.time_harm(v)) for v in again)
+    return harms
 
 
 def _harm(harms: _Harms, plan: Plan) -> float:

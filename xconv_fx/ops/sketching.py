@@ -6,6 +6,7 @@ traced to aten. None is differentiable: they appear where gradients have been fo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -151,53 +152,9 @@ def _fake_draw_signs(
     return seed.new_empty(signs, dtype=torch.int32), seed.new_empty(divisors, dtype=torch.int32)
 
 
-def _draw_signs(
-    seed: Tensor, grid: Size, side: int, kept: Sequence[int], dim_order: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    signs, divisors = tiles.draw_signs(seed, grid, side, kept, dim_order)
-    return signs.contiguous(), divisors.contiguous()
-
-
 def _fake_draw_maps(seed: Tensor, grid: Size, count: int) -> Tensor:
     size = [count, octonions.DIM, octonions.DIM, grid[0], 1, *grid[2:]]
     return seed.new_empty(size, dtype=torch.float32)
-
-
-def _draw_maps(seed: Tensor, grid: Size, count: int) -> Tensor:
-    return octonions.draw_maps(grid, count, seed).contiguous()
-
-
-def _tile(
-    x: Tensor, seed: Tensor, side: int, kept: Sequence[int], dim_order: Sequence[int]
-) -> Tensor:
-    grid = tiles.grid_of(x.shape, side)
-    signs, divisors = draw_signs(seed, grid, side, kept, dim_order)
-    return tiles.tile_with_rows(x, signs, divisors, side, kept, dim_order)
-
-
-def _untile(
-    planes: Tensor,
-    seed: Tensor,
-    size: Size,
-    dtype: torch.dtype,
-    side: int,
-    kept: Sequence[int],
-    dim_order: Sequence[int],
-) -> Tensor:
-    signs, _ = draw_signs(seed, tiles.grid_of(size, side), side, kept, dim_order)
-    return tiles.untile_with_rows(planes, signs, size, dtype, side, dim_order)
-
-
-def _encode_planes(planes: Tensor, seed: Tensor, dim_order: Sequence[int]) -> tuple[Tensor, Tensor]:
-    maps = draw_maps(seed, planes.shape[1:], octonions.num_vectors(planes.shape[0]))
-    return octonions.to_signs(planes, maps, dim_order)
-
-
-def _decode_planes(
-    signs: Tensor, kept: Tensor, seed: Tensor, num_planes: int, dim_order: Sequence[int]
-) -> Tensor:
-    maps = draw_maps(seed, signs.shape[1:], octonions.num_vectors(num_planes))
-    return octonions.from_signs(signs, kept, maps, num_planes, dim_order)
 
 
 def _check_order(dim_order: Sequence[int], num_dims: int) -> None:
@@ -306,36 +263,38 @@ reconstruct = define(
 draw_signs = define(
     "draw_signs(Tensor seed, SymInt[] grid, int side, int[] kept, int[] dim_order)"
     " -> (Tensor, Tensor)",
-    _draw_signs,
+    tiles.draw_signs,
     _fake_draw_signs,
 )
 draw_maps = define(
-    "draw_maps(Tensor seed, SymInt[] grid, int count) -> Tensor", _draw_maps, _fake_draw_maps
+    "draw_maps(Tensor seed, SymInt[] grid, int count) -> Tensor",
+    octonions.draw_maps,
+    _fake_draw_maps,
 )
 tile = define(
     "tile(Tensor x, Tensor seed, int side, int[] kept, int[] dim_order) -> Tensor",
     tiles.tile,
     _fake_tile,
-    _tile,
+    functools.partial(tiles.tile, draw=draw_signs),
 )
 untile = define(
     "untile(Tensor planes, Tensor seed, SymInt[] size, ScalarType dtype, int side, int[] kept,"
     " int[] dim_order) -> Tensor",
     tiles.untile,
     _fake_untile,
-    _untile,
+    functools.partial(tiles.untile, draw=draw_signs),
 )
 wait = define("wait(Tensor kept, Tensor other) -> Tensor", _wait, _wait)
 encode_planes = define(
     "encode_planes(Tensor planes, Tensor seed, int[] dim_order) -> (Tensor, Tensor)",
     octonions.encode_planes,
     _fake_encode_planes,
-    _encode_planes,
+    functools.partial(octonions.encode_planes, draw=draw_maps),
 )
 decode_planes = define(
     "decode_planes(Tensor signs, Tensor kept, Tensor seed, int num_planes, int[] dim_order)"
     " -> Tensor",
     octonions.decode_planes,
     _fake_decode_planes,
-    _decode_planes,
+    functools.partial(octonions.decode_planes, draw=draw_maps),
 )

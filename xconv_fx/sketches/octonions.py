@@ -36,7 +36,7 @@ Shape legend: Q = ceil((P - 1) / 8) vectors a tile, the last one filled up with 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -68,13 +68,13 @@ def num_vectors(num_planes: int) -> int:
     return -(-(num_planes - 1) // DIM)
 
 
-def draw_maps(grid: Size, count: int, seed: Tensor) -> Tensor:
+def draw_maps(seed: Tensor, grid: Size, count: int) -> Tensor:
     """Draw the maps ``y -> a y`` of each tile of a sample, which its channels share.
 
     Args:
+        seed: 0-dim int64 tensor in [0, 2**62), or its row of a key schedule.
         grid: ``(N, C, *tile counts)``; the ints may be SymInts.
         count: Q.
-        seed: 0-dim int64 tensor in [0, 2**62), or its row of a key schedule.
 
     Returns:
         float32 tensor ``(Q, 8, 8, N, 1, *tile counts)``, see :func:`maps_of`.
@@ -162,23 +162,34 @@ def from_signs(
     return torch.cat([scalars[:1], y[: num_planes - 1]]).permute(inverse(order))
 
 
-def encode_planes(planes: Tensor, seed: Tensor, dim_order: Sequence[int]) -> tuple[Tensor, Tensor]:
+def encode_planes(
+    planes: Tensor,
+    seed: Tensor,
+    dim_order: Sequence[int],
+    draw: Callable[..., Tensor] = draw_maps,
+) -> tuple[Tensor, Tensor]:
     """Turn the planes behind the first into signs and lengths, by octonions drawn from a seed.
 
     Args:
         planes: floating tensor ``(P, N, C, *tile counts)``, P >= 2.
         seed: 0-dim int64 tensor in [0, 2**62), or its row of a key schedule.
         dim_order: dimensions of a plane from outermost to innermost in memory.
+        draw: :func:`draw_maps`, or an operator that does the same.
 
     Returns:
         Signs, and first plane and lengths, see :func:`to_signs`.
     """
-    maps = draw_maps(planes.shape[1:], num_vectors(planes.shape[0]), seed)
+    maps = draw(seed, planes.shape[1:], num_vectors(planes.shape[0]))
     return to_signs(planes, maps, dim_order)
 
 
 def decode_planes(
-    signs: Tensor, kept: Tensor, seed: Tensor, num_planes: int, dim_order: Sequence[int]
+    signs: Tensor,
+    kept: Tensor,
+    seed: Tensor,
+    num_planes: int,
+    dim_order: Sequence[int],
+    draw: Callable[..., Tensor] = draw_maps,
 ) -> Tensor:
     """Rebuild planes, by the octonions of a seed.
 
@@ -188,11 +199,12 @@ def decode_planes(
         seed: the seed that :func:`encode_planes` was given.
         num_planes: P.
         dim_order: dimensions of a plane from outermost to innermost in memory.
+        draw: see :func:`encode_planes`.
 
     Returns:
         Planes ``(P, N, C, *tile counts)``, see :func:`from_signs`.
     """
-    maps = draw_maps(signs.shape[1:], num_vectors(num_planes), seed)
+    maps = draw(seed, signs.shape[1:], num_vectors(num_planes))
     return from_signs(signs, kept, maps, num_planes, dim_order)
 
 

@@ -35,7 +35,7 @@ spatial dimension split into (tile count, t).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -160,52 +160,6 @@ def untile_with_rows(
     return _merge(value.to(dtype), size, side, dim_order)
 
 
-def tile(
-    x: Tensor, seed: Tensor, side: int, kept: Sequence[int], dim_order: Sequence[int]
-) -> Tensor:
-    """Sketch with words drawn from a seed.
-
-    Args:
-        x: floating tensor ``(N, C, *spatial)``.
-        seed: 0-dim int64 tensor in [0, 2**62), or its row of a key schedule.
-        side: t, 2, 4 or 8.
-        kept: m of each level, coarsest first.
-        dim_order: dimensions of ``x`` from outermost to innermost in memory.
-
-    Returns:
-        Planes ``(P, N, C, *tile counts)``, see :func:`tile_with_words`.
-    """
-    signs, divisors = draw_signs(seed, grid_of(x.shape, side), side, kept, dim_order)
-    return tile_with_rows(x, signs, divisors, side, kept, dim_order)
-
-
-def untile(
-    planes: Tensor,
-    seed: Tensor,
-    size: Size,
-    dtype: torch.dtype,
-    side: int,
-    kept: Sequence[int],
-    dim_order: Sequence[int],
-) -> Tensor:
-    """Rebuild the tensor whose expectation is the sketched one.
-
-    Args:
-        planes: tensor ``(P, N, C, *tile counts)``.
-        seed: the seed that :func:`tile` was given.
-        size: shape ``(N, C, *spatial)`` of the result.
-        dtype: dtype of the result.
-        side: t, 2, 4 or 8.
-        kept: m of each level, coarsest first.
-        dim_order: dimensions of the result from outermost to innermost in memory.
-
-    Returns:
-        Tensor of shape ``size`` whose memory order is ``dim_order``.
-    """
-    signs, _ = draw_signs(seed, grid_of(size, side), side, kept, dim_order)
-    return untile_with_rows(planes, signs, size, dtype, side, dim_order)
-
-
 def draw_signs(
     seed: Tensor, grid: Size, side: int, kept: Sequence[int], dim_order: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
@@ -253,6 +207,60 @@ def rows_sizes(
     for extent, dim in zip(ordered, dim_order, strict=True):
         tiled += [extent, side] if dim >= 2 else [extent]
     return [ceil_div(num_rows, _ROWS_OF_A_WORD), *tiled], [num_rows, *ordered]
+
+
+def tile(
+    x: Tensor,
+    seed: Tensor,
+    side: int,
+    kept: Sequence[int],
+    dim_order: Sequence[int],
+    draw: Callable[..., tuple[Tensor, Tensor]] = draw_signs,
+) -> Tensor:
+    """Sketch with words drawn from a seed.
+
+    Args:
+        x: floating tensor ``(N, C, *spatial)``.
+        seed: 0-dim int64 tensor in [0, 2**62), or its row of a key schedule.
+        side: t, 2, 4 or 8.
+        kept: m of each level, coarsest first.
+        dim_order: dimensions of ``x`` from outermost to innermost in memory.
+        draw: :func:`draw_signs`, or an operator that does the same.
+
+    Returns:
+        Planes ``(P, N, C, *tile counts)``, see :func:`tile_with_words`.
+    """
+    signs, divisors = draw(seed, grid_of(x.shape, side), side, kept, dim_order)
+    return tile_with_rows(x, signs, divisors, side, kept, dim_order)
+
+
+def untile(
+    planes: Tensor,
+    seed: Tensor,
+    size: Size,
+    dtype: torch.dtype,
+    side: int,
+    kept: Sequence[int],
+    dim_order: Sequence[int],
+    draw: Callable[..., tuple[Tensor, Tensor]] = draw_signs,
+) -> Tensor:
+    """Rebuild the tensor whose expectation is the sketched one.
+
+    Args:
+        planes: tensor ``(P, N, C, *tile counts)``.
+        seed: the seed that :func:`tile` was given.
+        size: shape ``(N, C, *spatial)`` of the result.
+        dtype: dtype of the result.
+        side: t, 2, 4 or 8.
+        kept: m of each level, coarsest first.
+        dim_order: dimensions of the result from outermost to innermost in memory.
+        draw: see :func:`tile`.
+
+    Returns:
+        Tensor of shape ``size`` whose memory order is ``dim_order``.
+    """
+    signs, _ = draw(seed, grid_of(size, side), side, kept, dim_order)
+    return untile_with_rows(planes, signs, size, dtype, side, dim_order)
 
 
 def grid_of(size: Size, side: int) -> list[int]:

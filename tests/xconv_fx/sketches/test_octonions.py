@@ -106,7 +106,7 @@ def test_shapes_and_a_tile_of_zeros(num_planes):
 
 
 def test_channels_share_octonions_and_tiles_and_vectors_do_not():
-    maps = draw_maps((4, 3, 2, 5), 2, SEED)
+    maps = draw_maps(SEED, (4, 3, 2, 5), 2)
     assert maps.shape == (2, 8, 8, 4, 1, 2, 5)
     rows = maps[:, 0].movedim(1, -1).reshape(-1, DIM)
     for one, other in itertools.combinations(rows, 2):
@@ -117,7 +117,7 @@ def test_octonions_are_drawn_apart_from_the_rows():
     # Both come from hashes of (tile, column); were the streams one, rows would steer signs.
     grid, num_tiles = (4096, 1, 1), 4096
     words = draw_words(grid, SEED).double().flatten() / 2**24 - 0.5
-    numbers = draw_maps(grid, 1, SEED)[0, 0].reshape(DIM, num_tiles).double()
+    numbers = draw_maps(SEED, grid, 1)[0, 0].reshape(DIM, num_tiles).double()
     correlation = (numbers * words).sum(1) / numbers.norm(dim=1) / words.norm()
     assert float(correlation.abs().max()) < 5 / math.sqrt(num_tiles)  # five standard errors
 
@@ -126,7 +126,7 @@ def test_memory_order_changes_the_layout_and_no_number():
     planes = torch.randn(9, 2, 3, 4, 5)
     order = [0, 2, 3, 1]
     last = planes.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
-    maps = draw_maps(planes.shape[1:], 1, SEED)
+    maps = draw_maps(SEED, planes.shape[1:], 1)
     plain, other = to_signs(planes, maps, [0, 1, 2, 3]), to_signs(last, maps, order)
     for one, two in zip(plain, other, strict=True):
         assert torch.allclose(one, two, atol=1e-6)  # sums of eight, in another order perhaps
