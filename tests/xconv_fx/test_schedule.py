@@ -9,6 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from xconv_fx import _torch
 from xconv_fx._schedule import read_schedule
+from xconv_fx.ops.sketching import draw_maps
 
 aten = torch.ops.aten
 
@@ -148,6 +149,19 @@ def test_extern_kernels_are_asked_for_their_workspace():
     program = schedule(step, x, w, workspace_of=workspace_of)
     # Channels-last, as Inductor lays them out here; the graph has them contiguous.
     assert asked == [(aten.convolution.default, [(256, 1, 32, 4), (36, 1, 12, 4)])]
+    assert sum(k.workspace_nbytes for k in program.kernels) == 77
+
+
+def test_the_results_of_a_call_are_not_asked_for_the_workspace_of_the_call():
+    asked = []
+
+    def workspace_of(node, laid_out):
+        asked.append((node.target, [t.shape for t in laid_out.values()]))
+        return 77
+
+    seed = torch.zeros(40, dtype=torch.int32)
+    program = schedule(lambda s: draw_maps(s, [2, 1, 3, 3], 5), seed, workspace_of=workspace_of)
+    assert asked == [(draw_maps, [(40,)])]
     assert sum(k.workspace_nbytes for k in program.kernels) == 77
 
 
