@@ -89,18 +89,25 @@ def _laid_out(tensor: torch.Tensor, layout: torch.memory_format) -> tuple[torch.
     return result, 0 if result is tensor else tensor_nbytes(result) or 0
 
 
-def _drawing_nbytes(node: fx.Node, laid_out: Layouts) -> int:
-    """What drawing rows or octonions of tiles holds besides its results (measured, torch 2.13)."""
+def _signs_nbytes(node: fx.Node, laid_out: Layouts) -> int:
+    """What drawing rows of tiles holds besides its results, see ``sketches.tiles``."""
     del laid_out
-    val = node.meta["val"]
-    tensors = val if isinstance(val, (tuple, list)) else [val]
-    nbytes = sum(tensor_nbytes(tensor) or 0 for tensor in tensors)
-    return nbytes * 2 if len(tensors) > 1 else nbytes * 9 // 7
+    signs, divisors = (tensor_nbytes(val) or 0 for val in node.meta["val"])
+    num_spatial: int = node.meta["val"][1].dim() - 3
+    (side,) = ints(node.args[2:3])
+    words: int = signs // side**num_spatial
+    return signs + divisors + (num_spatial * (side.bit_length() - 1) + 1) * words
+
+
+def _maps_nbytes(node: fx.Node, laid_out: Layouts) -> int:
+    """What drawing octonions of tiles holds besides its result (measured, torch 2.13)."""
+    del laid_out
+    return (tensor_nbytes(node.meta["val"]) or 0) * 9 // 7
 
 
 WORKSPACES: Workspaces = {
-    torch.ops.xconv.draw_signs.default: _drawing_nbytes,
-    torch.ops.xconv.draw_maps.default: _drawing_nbytes,
+    torch.ops.xconv.draw_signs.default: _signs_nbytes,
+    torch.ops.xconv.draw_maps.default: _maps_nbytes,
     torch.ops.xconv.conv_input_grad.default: _input_gradient_nbytes,
     torch.ops.xconv.conv_weight_grad.default: _weight_gradient_nbytes,
 }

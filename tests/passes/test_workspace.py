@@ -6,17 +6,22 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.measure import step_memory
 from passes.workspace import workspace_nbytes
+from xconv_fx.memory import WORKSPACES
+from xconv_fx.ops import sketching
+from xconv_fx.sketches.randomness import key_schedule
 
 aten = torch.ops.aten
+SEED = 2**61 + 99
 
 # oneDNN's scratchpads, which are not modelled.
 SCRATCHPAD = 64 * 1024
 
 
 def measured_nbytes(target, args):
-    """Peak of one call, its result left out, which is freed with the call's node."""
+    """Peak of one call, its results left out, which are freed with the call's node."""
     result = target(*args)
-    held = result if isinstance(result, torch.Tensor) else next(r for r in result if r is not None)
+    results = [result] if isinstance(result, torch.Tensor) else [r for r in result if r is not None]
+    held_nbytes = sum(r.nbytes for r in results)
     one = torch.ones((), requires_grad=True)
 
     def call():
@@ -24,7 +29,7 @@ def measured_nbytes(target, args):
         return one * 1
 
     # The product and its gradient are eight bytes.
-    return step_memory(call).peak_nbytes - held.nbytes
+    return step_memory(call).peak_nbytes - held_nbytes
 
 
 def node_of(target, args):
@@ -81,6 +86,23 @@ def test_a_convolution_needs_what_the_model_says(kind, num_dims, size, channels_
     if num_dims == 3 and torch.backends.cpu.get_cpu_capability() != "AVX512":
         copied = x.nbytes + grad.nbytes
     assert measured - SCRATCHPAD <= predicted <= measured + 4 * weight.nbytes + copied
+
+
+@pytest.mark.parametrize(
+    ("op", "args"),
+    [
+        (sketching.draw_signs, ([16, 64, 14, 14], 4, [3, 13], [0, 2, 3, 1])),
+        (sketching.draw_signs, ([16, 64, 20, 20], 8, [2, 5, 9], [0, 1, 2, 3])),
+        (sketching.draw_signs, ([4, 32, 8, 8, 8], 4, [7, 25], [0, 1, 2, 3, 4])),
+        (sketching.draw_signs, ([64, 8, 100], 8, [1, 2, 3], [0, 1, 2])),
+        (sketching.draw_maps, ([16, 64, 20, 20], 3)),
+    ],
+)
+def test_drawing_needs_what_the_model_says(op, args):
+    args = (key_schedule(torch.tensor([SEED]))[0], *args)
+    predicted = workspace_nbytes(node_of(op, args), others=WORKSPACES)
+    # Rounding of sizes, and the constants of single calls.
+    assert predicted == pytest.approx(measured_nbytes(op, args), rel=0.02, abs=4096)
 
 
 def test_tensors_that_the_inner_compiler_lays_out_otherwise_count_as_laid_out():

@@ -69,7 +69,7 @@ class SignTile:
         seed = required(seed, self.name)
         planes: Tensor = sketching.tile(x, seed, self.side, list(self.kept), list(dim_order))
         signs, scalars = sketching.encode_planes(planes, seed, list(dim_order))
-        return (signs, *_SCALARS.encode(scalars, seed, _planes_order(dim_order)))
+        return (signs, *_SCALARS.encode(scalars, seed, dim_order))
 
     def decode(
         self,
@@ -83,7 +83,7 @@ class SignTile:
         seed = required(seed, self.name)
         signs, *rounded = parts
         shape, wide = self._scalars_shape(size), compute_dtype(dtype)
-        scalars = _SCALARS.decode(rounded, seed, shape, wide, _planes_order(dim_order))
+        scalars = _SCALARS.decode(rounded, seed, shape, wide, dim_order)
         count = num_planes(len(size) - 2, self.kept)
         planes: Tensor = sketching.decode_planes(signs, scalars, seed, count, list(dim_order))
         decoded: Tensor = sketching.untile(
@@ -93,8 +93,9 @@ class SignTile:
 
     def nbytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         """See :meth:`Codec.nbytes`: a byte for every eight rows, and the rounded scalars."""
-        scalars = self._scalars_shape(shape)
-        return (scalars[0] - 1) * math.prod(scalars[1:]) + _SCALARS.nbytes(scalars, dtype)
+        signs = num_vectors(num_planes(len(shape) - 2, self.kept))
+        rounded = _SCALARS.nbytes(self._scalars_shape(shape), dtype)
+        return signs * math.prod(grid_of(shape, self.side)) + rounded
 
     def noise(self, shape: Sequence[int]) -> float:
         """Model the noise for independent standard normal elements, as ``Tile`` does.
@@ -136,12 +137,10 @@ class SignTile:
         return None
 
     def _scalars_shape(self, size: Size) -> list[int]:
-        count = num_planes(len(size) - 2, self.kept)
-        return [1 + num_vectors(count), *grid_of(size, self.side)]
-
-
-def _planes_order(dim_order: Sequence[int]) -> list[int]:
-    return [0, *(1 + dim for dim in dim_order)]
+        """Means and lengths as channels of one activation: ``(N, (1 + Q) C, *tile counts)``."""
+        count = 1 + num_vectors(num_planes(len(size) - 2, self.kept))
+        grid = grid_of(size, self.side)
+        return [grid[0], count * grid[1], *grid[2:]]
 
 
 def _row_moments(num_spatial: int, kept: Sequence[int]) -> list[float]:

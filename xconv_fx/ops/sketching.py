@@ -133,7 +133,8 @@ def _fake_encode_planes(
     count, grid = octonions.num_vectors(planes.shape[0]), planes.shape[1:]
     order = [0, *(1 + dim for dim in dim_order)]
     signs = empty_in_order(planes, [count, *grid], torch.uint8, order)
-    return signs, empty_in_order(planes, [1 + count, *grid], planes.dtype, order)
+    size = [grid[0], (1 + count) * grid[1], *grid[2:]]
+    return signs, empty_in_order(planes, size, planes.dtype, dim_order)
 
 
 def _fake_decode_planes(

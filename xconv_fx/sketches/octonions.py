@@ -35,6 +35,7 @@ Shape legend: Q = ceil((P - 1) / 8) vectors a tile, the last one filled up with 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -114,23 +115,25 @@ def to_signs(planes: Tensor, maps: Tensor, dim_order: Sequence[int]) -> tuple[Te
         dim_order: dimensions of a plane from outermost to innermost in memory.
 
     Returns:
-        Signs, uint8 ``(Q, N, C, *tile counts)``, bit k set where z_k >= 0; and the first plane
-        with the lengths behind it, ``(1 + Q, N, C, *tile counts)``. Both in memory order plane by
-        plane.
+        Signs, uint8 ``(Q, N, C, *tile counts)``, bit k set where z_k >= 0, in memory order plane
+        by plane; and the first plane with the lengths behind it as further channels, ``(N,
+        (1 + Q) C, *tile counts)`` in memory order, which rounds as an activation does.
     """
-    ordered = planes.permute(_planes_order(dim_order))
+    order = _planes_order(dim_order)
+    ordered = planes.permute(order)
     count = num_vectors(ordered.shape[0])
     numbers, missing = ordered[1:], DIM * count + 1 - ordered.shape[0]
     if missing:
         zeros = torch.zeros_like(ordered[:1]).expand([missing, *ordered.shape[1:]])
         numbers = torch.cat([numbers, zeros])
     y = numbers.reshape([count, DIM, *ordered.shape[1:]])
-    z = (_ordered_maps(maps, planes.dtype, dim_order) * y.unsqueeze(1)).sum(2)
-    bit = torch.bitwise_left_shift(torch.ones_like(z, dtype=torch.int32), _bits(z.dim(), z.device))
-    codes = torch.where(z >= 0, bit, 0).sum(1, dtype=torch.int32).to(torch.uint8)
-    kept = torch.cat([ordered[:1], y.square().sum(1).sqrt()])
-    back = inverse(_planes_order(dim_order))
-    return codes.permute(back), kept.permute(back)
+    turning = _ordered_maps(maps, planes.dtype, dim_order)
+    # Written out: a reduction over eight would be a loop that Inductor (2.13) does not unroll.
+    z = _sum([turning[:, :, j] * y[:, j].unsqueeze(1) for j in range(DIM)])
+    codes = _sum([torch.where(z[:, k] >= 0, 1 << k, 0) for k in range(DIM)]).to(torch.uint8)
+    lengths = _sum([y[:, j].square() for j in range(DIM)]).sqrt()
+    kept = torch.cat([ordered[0], *lengths], dim_order.index(1))
+    return codes.permute(inverse(order)), kept.permute(inverse(dim_order))
 
 
 def from_signs(
@@ -140,7 +143,7 @@ def from_signs(
 
     Args:
         signs: uint8 ``(Q, N, C, *tile counts)`` from :func:`to_signs`.
-        kept: first plane and lengths ``(1 + Q, N, C, *tile counts)``, perhaps rounded.
+        kept: first plane and lengths ``(N, (1 + Q) C, *tile counts)``, perhaps rounded.
         maps: those that :func:`to_signs` was given.
         num_planes: P.
         dim_order: dimensions of a plane from outermost to innermost in memory.
@@ -150,13 +153,18 @@ def from_signs(
         plane.
     """
     order = _planes_order(dim_order)
-    codes, scalars = signs.permute(order).to(torch.int32), kept.permute(order)
-    number = torch.arange(DIM, dtype=torch.int32, device=signs.device)
-    bit = torch.bitwise_left_shift(torch.ones_like(number), number)
-    # A mask in place of a shift, which is slow where it is vectorised (Inductor 2.13).
-    positive = (codes.unsqueeze(1) & bit.view([-1] + [1] * (codes.dim() - 1))) != 0
+    codes = signs.permute(order).to(torch.int32)
+    # A view of itself: Inductor (2.13) stores what as_strided reads. It would else round back a
+    # length for each of its eight numbers.
+    kept = kept.as_strided(kept.shape, kept.stride()).permute(list(dim_order))
+    place = dim_order.index(1)
+    split = [*kept.shape[:place], 1 + codes.shape[0], signs.shape[2], *kept.shape[place + 1 :]]
+    scalars = kept.view(split).movedim(place, 0)
     turning = _ordered_maps(maps, kept.dtype, dim_order)
-    turned = torch.where(positive.unsqueeze(2), turning, -turning).sum(1)
+    # A mask in place of a shift, which is slow where it is vectorised (Inductor 2.13); written
+    # out, see to_signs.
+    positive = [(codes & 1 << k).unsqueeze(1) != 0 for k in range(DIM)]
+    turned = _sum([torch.where(positive[k], turning[:, k], -turning[:, k]) for k in range(DIM)])
     lengths = scalars[1:] * (1.0 / (DIM * MEAN_ABS_COORDINATE))
     y = (turned * lengths.unsqueeze(1)).reshape([DIM * codes.shape[0], *scalars.shape[1:]])
     return torch.cat([scalars[:1], y[: num_planes - 1]]).permute(inverse(order))
@@ -217,7 +225,5 @@ def _ordered_maps(maps: Tensor, dtype: torch.dtype, dim_order: Sequence[int]) ->
     return maps.to(dtype).permute([0, 1, 2, *(3 + dim for dim in dim_order)])
 
 
-def _bits(num_dims: int, device: torch.device) -> Tensor:
-    """Number the bits of a byte along the second dimension."""
-    number = torch.arange(DIM, dtype=torch.int32, device=device)
-    return number.view([-1] + [1] * (num_dims - 2))
+def _sum(terms: Sequence[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, terms)

@@ -36,17 +36,17 @@ _ROUND_STEP = 4
 _STREAM = 11
 
 
-class Row(NamedTuple):
-    """One row of a tile's basis.
+class Rows(NamedTuple):
+    """Rows of the bases of tiles, R a tile.
 
     Attributes:
-        number: k, its bits axis by axis; an int, or int32 ``(N, 1, *tile counts)`` in memory order.
-        divisor: with the factor of :func:`row_factors`, ``1 / (m p(k)) = factor / divisor``; 1, or
-            int32 ``(N, 1, *tile counts)`` in memory order.
+        number: k, its bits axis by axis; int32 ``(R, *words)``.
+        divisor: with the factors of :func:`row_factors`, ``1 / (m p(k)) = factor / divisor``; int32
+            like ``number``, 1 in a level kept whole.
     """
 
-    number: int | Tensor
-    divisor: int | Tensor
+    number: Tensor
+    divisor: Tensor
 
 
 def num_rows(num_spatial: int, level: int) -> int:
@@ -91,7 +91,7 @@ def num_planes(num_spatial: int, kept: Sequence[int]) -> int:
 
 
 def row_factors(num_spatial: int, kept: Sequence[int]) -> list[float]:
-    """Return the factor of each row that is kept, see :class:`Row`.
+    """Return the factor of each row that is kept, see :class:`Rows`.
 
     Args:
         num_spatial: 1, 2 or 3.
@@ -124,7 +124,7 @@ def draw_words(grid: Size, seed: Tensor) -> Tensor:
     return (high * 2**8 + torch.bitwise_right_shift(low, 8)).view(shape)
 
 
-def draw_rows(words: Tensor, num_spatial: int, side: int, kept: Sequence[int]) -> list[Row]:
+def draw_rows(words: Tensor, num_spatial: int, side: int, kept: Sequence[int]) -> Rows:
     """Read the rows of every tile off its word.
 
     Args:
@@ -136,52 +136,60 @@ def draw_rows(words: Tensor, num_spatial: int, side: int, kept: Sequence[int]) -
     Returns:
         The rows, level by level; at most 21 bits of a word are read.
     """
-    num_bits = side.bit_length() - 1
-    rows: list[Row] = []
+    numbers, divisors = [], []
     for level, count in enumerate(kept, 1):
-        shift = num_bits - level
-        if count >= num_rows(num_spatial, level):
-            rows += _all_rows(num_spatial, level, shift, num_bits)
+        present = num_rows(num_spatial, level)
+        index = torch.arange(min(count, present), dtype=torch.int32, device=words.device)
+        index = index.view([-1] + [1] * words.dim())
+        if count >= present:
+            number = _number(*_all_rows(index, num_spatial), level, side)
+            numbers.append(number.expand([present, *words.shape]))
+            divisors.append(torch.ones_like(numbers[-1]))
             continue
-        num_coarse = num_spatial * (level - 1)
-        for draw in range(count):
-            rows.append(_draw_row(words, draw, num_spatial, level, shift, num_bits))
-        words = torch.bitwise_right_shift(words, num_coarse + _TYPE_BITS[num_spatial - 1])
-    return rows
+        coarse, finest = _draw_level(words, index, num_spatial, level)
+        numbers.append(_number(coarse, finest, level, side))
+        divisors.append(4 - sum(finest[1:], start=finest[0]))
+        words = torch.bitwise_right_shift(
+            words, _num_coarse(num_spatial, level) + _TYPE_BITS[num_spatial - 1]
+        )
+    return Rows(torch.cat(numbers), torch.cat(divisors))
 
 
-def _all_rows(num_spatial: int, level: int, shift: int, num_bits: int) -> list[Row]:
-    rows = []
-    for code in range(2 ** (num_spatial * level)):
-        finest, coarse = code % 2**num_spatial, code // 2**num_spatial
-        if finest == 0:
-            continue
-        number = 0
-        for axis in range(num_spatial):
-            high = coarse >> (axis * (level - 1)) & (2 ** (level - 1) - 1)
-            number |= ((high << 1 | (finest >> axis & 1)) << shift) << (axis * num_bits)
-        rows.append(Row(number, 1))
-    return rows
+def _num_coarse(num_spatial: int, level: int) -> int:
+    return num_spatial * (level - 1)
 
 
-def _draw_row(
-    words: Tensor, draw: int, num_spatial: int, level: int, shift: int, num_bits: int
-) -> Row:
-    """Read one draw of a level off the lowest bits of the words."""
-    num_coarse = num_spatial * (level - 1)
+def _all_rows(index: Tensor, num_spatial: int) -> tuple[Tensor, list[Tensor]]:
+    """Number the rows of a level kept whole: bits above the finest, and the finest of each axis."""
+    kinds = 2**num_spatial - 1
+    coarse = torch.div(index, kinds, rounding_mode="floor")
+    kind = index - coarse * kinds + 1
+    return coarse, [torch.bitwise_right_shift(kind, axis) & 1 for axis in range(num_spatial)]
+
+
+def _draw_level(
+    words: Tensor, draw: Tensor, num_spatial: int, level: int
+) -> tuple[Tensor, list[Tensor]]:
+    """Read the draws of a level off the lowest bits of the words, as :func:`_all_rows` does."""
+    num_coarse = _num_coarse(num_spatial, level)
     type_bits, masks = _TYPE_BITS[num_spatial - 1], _TYPE_MASKS[num_spatial - 1]
-    coarse = (words & (2**num_coarse - 1)) ^ (draw % 2**num_coarse)
+    coarse = (words ^ draw) & (2**num_coarse - 1)
     # The steps come round after so many draws; another one keeps the next ones apart.
-    rounds = draw // 2 ** max(num_coarse, type_bits)
-    entry = torch.bitwise_right_shift(words, num_coarse) + _TYPE_STEP * draw + _ROUND_STEP * rounds
-    entry = entry & (2**type_bits - 1)
-    number, num_axes = torch.zeros_like(words), torch.zeros_like(words)
-    for axis, mask in enumerate(masks):
-        finest = torch.bitwise_right_shift(torch.full_like(entry, mask), entry) & 1
+    rounds = torch.bitwise_right_shift(draw, max(num_coarse, type_bits))
+    step = _TYPE_STEP * draw + _ROUND_STEP * rounds
+    entry = (torch.bitwise_right_shift(words, num_coarse) + step) & (2**type_bits - 1)
+    finest = [torch.bitwise_right_shift(torch.full_like(entry, mask), entry) & 1 for mask in masks]
+    return coarse, finest
+
+
+def _number(coarse: Tensor, finest: Sequence[Tensor], level: int, side: int) -> Tensor:
+    """Write rows as numbers, from their bits above the finest and the finest of each axis."""
+    num_bits = side.bit_length() - 1
+    number = torch.zeros_like(finest[0])
+    for axis, bit in enumerate(finest):
         high = torch.bitwise_right_shift(coarse, axis * (level - 1)) & (2 ** (level - 1) - 1)
-        number = number + (high * 2 + finest) * 2 ** (shift + axis * num_bits)
-        num_axes = num_axes + finest
-    return Row(number, 4 - num_axes)
+        number = number + (high * 2 + bit) * 2 ** (num_bits - level + axis * num_bits)
+    return number
 
 
 def _num_entries(num_spatial: int) -> int:

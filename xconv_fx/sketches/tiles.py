@@ -42,7 +42,7 @@ from torch import Tensor
 
 from xconv_fx.sketches.layout import Size, ceil_div, inverse, known
 from xconv_fx.sketches.quantize import compute_dtype
-from xconv_fx.sketches.tile_rows import Row, draw_rows, draw_words, num_planes, row_factors
+from xconv_fx.sketches.tile_rows import draw_rows, draw_words, num_planes, row_factors
 
 # Of an int32, whose sign is left alone.
 _ROWS_OF_A_WORD = 31
@@ -191,10 +191,8 @@ def rows_of_words(
         kept: m of each level, coarsest first.
         dim_order: dimensions of the tensor from outermost to innermost in memory.
     """
-    ordered = words.permute(list(dim_order))
-    rows = draw_rows(ordered, words.dim() - 2, side, kept)
-    divisors = torch.stack([torch.zeros_like(ordered) + row.divisor for row in rows])
-    return _sign_words(rows, side, dim_order, ordered), divisors
+    rows = draw_rows(words.permute(list(dim_order)), words.dim() - 2, side, kept)
+    return _sign_words(rows.number, side, dim_order), rows.divisor
 
 
 def rows_sizes(
@@ -276,36 +274,34 @@ def grid_of(size: Size, side: int) -> list[int]:
     return [*size[:2], *(ceil_div(extent, side) for extent in size[2:])]
 
 
-def _sign_words(
-    rows: Sequence[Row], side: int, dim_order: Sequence[int], ordered: Tensor
-) -> Tensor:
+def _sign_words(numbers: Tensor, side: int, dim_order: Sequence[int]) -> Tensor:
     """Find the signs of ``sqrt(T) h_k`` at the elements of the tiles, 31 rows a word.
 
-    Reading a bit of it costs less than finding the sign again for every channel.
+    Reading a bit of it costs less than finding the sign again for every channel. The parity of
+    ``k & i`` is linear in i: the word of an element is the exclusive or of those of the elements
+    ``2^b`` whose bits it has.
     """
-    num_spatial = len(dim_order) - 2
-    table = _parity_table(side**num_spatial, ordered.device)
+    num_spatial, num_dims = len(dim_order) - 2, numbers.dim() - 1
+    words = [_bit_words(numbers, bit) for bit in range(num_spatial * (side.bit_length() - 1))]
+    tiled = torch.zeros_like(words[0]).unsqueeze(-1)
+    for word in words:
+        tiled = torch.cat([tiled, tiled ^ word.unsqueeze(-1)], -1)
     # The bits of a number are those of the first spatial dimension first: it varies the fastest.
-    inside = {dim: ordered.dim() + num_spatial - 1 - (dim - 2) for dim in dim_order if dim >= 2}
-    places: list[int] = []
+    tiled = tiled.view([*words[0].shape, *[side] * num_spatial])
+    inside = {dim: num_dims + num_spatial - 1 - (dim - 2) for dim in dim_order if dim >= 2}
+    order = [0]
     for place, dim in enumerate(dim_order):
-        places += [place, inside[dim]] if dim >= 2 else [place]
-    words = []
-    for first in range(0, len(rows), _ROWS_OF_A_WORD):
-        word = torch.zeros([*ordered.shape, table.shape[0]], dtype=torch.int32, device=table.device)
-        for place, row in enumerate(rows[first : first + _ROWS_OF_A_WORD]):
-            word = word | torch.bitwise_left_shift(table[row.number], place)
-        words.append(word.view([*ordered.shape, *[side] * num_spatial]).permute(places))
-    return torch.stack(words)
+        order += [1 + place, 1 + inside[dim]] if dim >= 2 else [1 + place]
+    return tiled.permute(order).contiguous()
 
 
-def _parity_table(numel: int, device: torch.device) -> Tensor:
-    """Return 1 where ``h_k`` is negative at i, else 0, for all k and i, int32 ``(T, T)``."""
-    number = torch.arange(numel, dtype=torch.int32, device=device)
-    common = number.unsqueeze(1) & number
-    for shift in (8, 4, 2, 1):
-        common = common ^ torch.bitwise_right_shift(common, shift)
-    return common & 1
+def _bit_words(numbers: Tensor, bit: int) -> Tensor:
+    """Collect one bit of all rows, 31 rows a word."""
+    places = torch.arange(numbers.shape[0], dtype=torch.int32, device=numbers.device)
+    places = (places % _ROWS_OF_A_WORD).view([-1] + [1] * (numbers.dim() - 1))
+    bits = torch.bitwise_right_shift(numbers, bit).bitwise_and_(1).bitwise_left_shift_(places)
+    parts = torch.split(bits, _ROWS_OF_A_WORD)
+    return torch.stack([part.sum(0, dtype=torch.int32) for part in parts])
 
 
 def _signs(words: Tensor, num_rows: int, like: Tensor) -> list[Tensor]:

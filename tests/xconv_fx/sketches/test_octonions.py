@@ -99,10 +99,19 @@ def test_shapes_and_a_tile_of_zeros(num_planes):
     signs, kept = encode_planes(planes, SEED, [0, 1, 2])
     count = num_vectors(num_planes)
     assert (signs.shape, signs.dtype) == ((count, 2, 3, 4), torch.uint8)
-    assert (kept.shape, kept.dtype) == ((1 + count, 2, 3, 4), torch.float32)
+    assert (kept.shape, kept.dtype) == ((2, 3 * (1 + count), 4), torch.float32)
     back = decode_planes(signs, kept, SEED, num_planes, [0, 1, 2])
     assert back.shape == planes.shape
     assert torch.equal(back[:, 1], planes[:, 1])
+
+
+def test_the_first_plane_and_the_lengths_are_channels():
+    planes = torch.randn(10, 2, 3, 4)
+    _, kept = encode_planes(planes, SEED, [0, 1, 2])
+    first, *lengths = kept.split(3, 1)
+    assert torch.equal(first, planes[0])
+    assert torch.allclose(lengths[0], planes[1:9].norm(dim=0), rtol=1e-6)  # sums of eight
+    assert torch.allclose(lengths[1], planes[9].abs(), rtol=1e-6)
 
 
 def test_channels_share_octonions_and_tiles_and_vectors_do_not():
@@ -130,7 +139,8 @@ def test_memory_order_changes_the_layout_and_no_number():
     plain, other = to_signs(planes, maps, [0, 1, 2, 3]), to_signs(last, maps, order)
     for one, two in zip(plain, other, strict=True):
         assert torch.allclose(one, two, atol=1e-6)  # sums of eight, in another order perhaps
-        assert two.permute(0, 1, 3, 4, 2).is_contiguous()
+    assert other[0].permute(0, 1, 3, 4, 2).is_contiguous()
+    assert other[1].is_contiguous(memory_format=torch.channels_last)
     back = from_signs(*other, maps, 9, order)
     assert torch.allclose(back, from_signs(*plain, maps, 9, [0, 1, 2, 3]), atol=1e-6)
     assert back.stride() == last.stride()

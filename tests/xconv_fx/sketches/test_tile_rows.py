@@ -36,16 +36,16 @@ def test_a_row_has_its_probability_and_its_level(num_spatial, side):
     num_bits = word_bits(num_spatial, levels)
     words = torch.arange(2**num_bits, dtype=torch.int32)
     factors = row_factors(num_spatial, [1] * levels)
-    for level, row in enumerate(draw_rows(words, num_spatial, side, [1] * levels), 1):
-        if isinstance(row.number, int):  # a level with one row, in one dimension
+    rows = draw_rows(words, num_spatial, side, [1] * levels)
+    for level, (number, divisor) in enumerate(zip(*rows, strict=True), 1):
+        if num_rows(num_spatial, level) == 1:  # in one dimension
             continue
-        index, count = row.number.unique(return_counts=True)
+        index, count = number.unique(return_counts=True)
         assert len(index) == num_rows(num_spatial, level)
         probability = count.double() / len(words)
-        divisor = torch.as_tensor(row.divisor).double().broadcast_to(words.shape)
-        inverse = factors[level - 1] / divisor
+        inverse = factors[level - 1] / divisor.double()
         for k, p in zip(index, probability, strict=True):
-            assert torch.allclose(inverse[row.number == k], 1 / p)
+            assert torch.allclose(inverse[number == k], 1 / p)
         expected = sum_inverse_probabilities(num_spatial, level)
         assert float((1 / probability).sum()) == pytest.approx(expected)
         # The finest bit set in any axis is the level's.
@@ -63,9 +63,9 @@ def test_draws_of_a_level_name_different_rows(num_spatial, side):
     levels = side.bit_length() - 1
     kept = [min(2, num_rows(num_spatial, level)) for level in range(1, levels + 1)]
     words = torch.arange(2 ** word_bits(num_spatial, levels), dtype=torch.int32)
-    rows = [row.number for row in draw_rows(words, num_spatial, side, kept)]
+    rows = draw_rows(words, num_spatial, side, kept).number
     for one, other in itertools.combinations(rows, 2):
-        assert not bool((torch.as_tensor(one) == torch.as_tensor(other)).any())
+        assert not bool((one == other).any())
 
 
 def test_channels_share_words_and_tiles_do_not():

@@ -60,13 +60,13 @@ def test_the_signs_are_those_of_walsh_and_hadamard(num_spatial, side):
     kept, order = [1] * levels, list(range(2 + num_spatial))
     size = [1, 1] + [side] * num_spatial
     words = torch.full([1] * (2 + num_spatial), 0b101101110010110100111, dtype=torch.int32)
-    for plane, row in enumerate(draw_rows(words, num_spatial, side, kept), 1):
+    for plane, number in enumerate(draw_rows(words, num_spatial, side, kept).number, 1):
         planes = torch.zeros([1 + levels, 1, 1] + [1] * num_spatial)
         planes[plane] = 1
         y = untile_with_words(planes, words, size, torch.float32, side, kept, order)
         for place in itertools.product(range(side), repeat=num_spatial):
             element = sum(p << (axis * levels) for axis, p in enumerate(place))
-            parity = (element & int(row.number)).bit_count() % 2
+            parity = (element & int(number)).bit_count() % 2
             assert float(y[(0, 0, *place)]) == 1 - 2 * parity
 
 
