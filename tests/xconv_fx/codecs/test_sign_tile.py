@@ -7,10 +7,10 @@ from xconv_fx.errors import OptionError
 
 def test_bytes_are_those_of_signs_means_and_lengths():
     # 3 x 2 tiles of 16 elements for each of 2 x 16 channels: a byte, a mean and a length each.
-    scalars = Quantize(4).nbytes((2, 2, 16, 3, 2), torch.float32)
+    scalars = Quantize(4).nbytes((2, 2 * 16, 3, 2), torch.float32)
     assert SignTile(4, (2, 6)).nbytes((2, 16, 10, 8), torch.float32) == 2 * 16 * 3 * 2 + scalars
     # 15 rows fill two vectors but for one number.
-    scalars = Quantize(4).nbytes((3, 2, 16, 2, 2), torch.float32)
+    scalars = Quantize(4).nbytes((2, 3 * 16, 2, 2), torch.float32)
     assert (
         SignTile(4, (3, 12)).nbytes((2, 16, 8, 8), torch.float32) == 2 * 2 * 64 * 2 // 2 + scalars
     )
