@@ -130,7 +130,7 @@ def to_signs(planes: Tensor, maps: Tensor, dim_order: Sequence[int]) -> tuple[Te
     turning = _ordered_maps(maps, planes.dtype, dim_order)
     # Written out: a reduction over eight would be a loop that Inductor (2.13) does not unroll.
     z = _sum([turning[:, :, j] * y[:, j].unsqueeze(1) for j in range(DIM)])
-    codes = _sum([torch.where(z[:, k] >= 0, 1 << k, 0) for k in range(DIM)]).to(torch.uint8)
+    codes = _sum([(z[:, k] >= 0).to(torch.int32) * (1 << k) for k in range(DIM)]).to(torch.uint8)
     lengths = _sum([y[:, j].square() for j in range(DIM)]).sqrt()
     kept = torch.cat([ordered[0], *lengths], dim_order.index(1))
     return codes.permute(inverse(order)), kept.permute(inverse(dim_order))
@@ -159,7 +159,7 @@ def from_signs(
     kept = kept.as_strided(kept.shape, kept.stride()).permute(list(dim_order))
     place = dim_order.index(1)
     split = [*kept.shape[:place], 1 + codes.shape[0], signs.shape[2], *kept.shape[place + 1 :]]
-    scalars = kept.view(split).movedim(place, 0)
+    scalars = kept.reshape(split).movedim(place, 0)
     turning = _ordered_maps(maps, kept.dtype, dim_order)
     # A mask in place of a shift, which is slow where it is vectorised (Inductor 2.13); written
     # out, see to_signs.
