@@ -48,53 +48,6 @@ from xconv_fx.sketches.tile_rows import draw_rows, draw_words, num_planes, row_f
 _ROWS_OF_A_WORD = 31
 
 
-def tile_with_words(
-    x: Tensor, words: Tensor, side: int, kept: Sequence[int], dim_order: Sequence[int]
-) -> Tensor:
-    """Sketch with given words.
-
-    Args:
-        x: floating tensor ``(N, C, *spatial)``.
-        words: int32 tensor ``(N, 1, *tile counts)``.
-        side: t, 2, 4 or 8.
-        kept: m of each level, coarsest first.
-        dim_order: dimensions of ``x`` from outermost to innermost in memory.
-
-    Returns:
-        Planes ``(P, N, C, *tile counts)``, float64 for float64 input, else float32, in memory
-        order plane by plane.
-    """
-    signs, divisors = rows_of_words(words, side, kept, dim_order)
-    return tile_with_rows(x, signs, divisors, side, kept, dim_order)
-
-
-def untile_with_words(
-    planes: Tensor,
-    words: Tensor,
-    size: Size,
-    dtype: torch.dtype,
-    side: int,
-    kept: Sequence[int],
-    dim_order: Sequence[int],
-) -> Tensor:
-    """Rebuild from given words.
-
-    Args:
-        planes: tensor ``(P, N, C, *tile counts)``.
-        words: the words that :func:`tile_with_words` was given.
-        size: shape ``(N, C, *spatial)`` of the result.
-        dtype: dtype of the result.
-        side: t, 2, 4 or 8.
-        kept: m of each level, coarsest first.
-        dim_order: dimensions of the result from outermost to innermost in memory.
-
-    Returns:
-        Tensor of shape ``size`` whose memory order is ``dim_order``.
-    """
-    signs, _ = rows_of_words(words, side, kept, dim_order)
-    return untile_with_rows(planes, signs, size, dtype, side, dim_order)
-
-
 def tile_with_rows(
     x: Tensor,
     signs: Tensor,
@@ -114,7 +67,8 @@ def tile_with_rows(
         dim_order: dimensions of ``x`` from outermost to innermost in memory.
 
     Returns:
-        Planes, see :func:`tile_with_words`.
+        Planes ``(P, N, C, *tile counts)``, float64 for float64 input, else float32, in memory
+        order plane by plane.
     """
     tiled = _split(_fill(x.permute(list(dim_order)), side, dim_order), side, dim_order)
     tiled = tiled.to(compute_dtype(x.dtype))
@@ -186,7 +140,7 @@ def rows_of_words(
     """Read rows off words: what :func:`draw_signs` returns.
 
     Args:
-        words: int32 tensor ``(N, 1, *tile counts)``.
+        words: int32 tensor ``(N, 1, *tile counts)``, one a tile, uniform on 24 bits.
         side: t, 2, 4 or 8.
         kept: m of each level, coarsest first.
         dim_order: dimensions of the tensor from outermost to innermost in memory.
@@ -226,7 +180,7 @@ def tile(
         draw: :func:`draw_signs`, or an operator that does the same.
 
     Returns:
-        Planes ``(P, N, C, *tile counts)``, see :func:`tile_with_words`.
+        Planes ``(P, N, C, *tile counts)``, see :func:`tile_with_rows`.
     """
     signs, divisors = draw(seed, grid_of(x.shape, side), side, kept, dim_order)
     return tile_with_rows(x, signs, divisors, side, kept, dim_order)

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from xconv_fx.sketches.tile_rows import draw_rows, num_planes, num_rows
-from xconv_fx.sketches.tiles import grid_of, tile, tile_with_words, untile, untile_with_words
+from xconv_fx.sketches.tiles import (
+    grid_of,
+    rows_of_words,
+    tile,
+    tile_with_rows,
+    untile,
+    untile_with_rows,
+)
 
 SEED = torch.tensor(2**61 + 424242)
 # Whole tiles, partial tiles, and an extent below the side of a tile.
@@ -36,8 +43,9 @@ def test_unbiased_over_every_word(shape, side, kept):
     total = torch.zeros_like(x)
     for word in range(num_words):
         words = torch.full([grid[0], 1, *grid[2:]], word, dtype=torch.int32)
-        planes = tile_with_words(x, words, side, kept, order)
-        total += untile_with_words(planes, words, x.shape, x.dtype, side, kept, order)
+        signs, divisors = rows_of_words(words, side, kept, order)
+        planes = tile_with_rows(x, signs, divisors, side, kept, order)
+        total += untile_with_rows(planes, signs, x.shape, x.dtype, side, order)
     assert torch.allclose(total / num_words, x, rtol=0, atol=1e-12)
 
 
@@ -60,10 +68,11 @@ def test_the_signs_are_those_of_walsh_and_hadamard(num_spatial, side):
     kept, order = [1] * levels, list(range(2 + num_spatial))
     size = [1, 1] + [side] * num_spatial
     words = torch.full([1] * (2 + num_spatial), 0b101101110010110100111, dtype=torch.int32)
+    signs, _ = rows_of_words(words, side, kept, order)
     for plane, number in enumerate(draw_rows(words, num_spatial, side, kept).number, 1):
         planes = torch.zeros([1 + levels, 1, 1] + [1] * num_spatial)
         planes[plane] = 1
-        y = untile_with_words(planes, words, size, torch.float32, side, kept, order)
+        y = untile_with_rows(planes, signs, size, torch.float32, side, order)
         for place in itertools.product(range(side), repeat=num_spatial):
             element = sum(p << (axis * levels) for axis, p in enumerate(place))
             parity = (element & int(number)).bit_count() % 2
