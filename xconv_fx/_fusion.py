@@ -1,9 +1,10 @@
-"""Which kernels Inductor may merge for what they read: those that write little of it.
+"""How Inductor compiles one of our graphs: which kernels it may merge for what they read.
 
 Inductor merges kernels that read the same value, however far apart their results are needed. Of a
 packed value that is how the decoded values of several layers come to be alive at once. What writes
 much less than it reads, the statistics and sums of a norm or an encoder, holds next to nothing, and
-merging spares a pass over an activation. Checked on 2.13.
+merging spares a pass over an activation. Vectors are loaded as ``_vector_loads`` says. Checked on
+2.13.
 """
 
 from __future__ import annotations
@@ -12,12 +13,18 @@ import copy
 import functools
 from typing import Any
 
+import torch
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.scheduler import BaseSchedulerNode, Scheduler
 from torch._inductor.virtualized import V
 
+from xconv_fx._vector_loads import direct_loads
+
 # Kernels are merged for what both read if each writes at most this share of it.
 _WRITTEN_SHARE = 2
+
+# Inductor's cache of generated code knows nothing of what differs here.
+_CACHE_TAG = "xconv"
 
 
 def compile_inner(*args: Any, **kwargs: Any) -> Any:
@@ -28,7 +35,13 @@ def compile_inner(*args: Any, **kwargs: Any) -> Any:
     choices = copy.copy(V.choices)
     base: Any = type(choices)
     choices.__class__ = _writing_little(base)
-    with V.set_choices_handler(choices):
+    compiler_config: Any = torch.compiler.config
+    tag = compiler_config.cache_key_tag + _CACHE_TAG
+    with (
+        V.set_choices_handler(choices),
+        direct_loads(),
+        compiler_config.patch(cache_key_tag=tag),
+    ):
         return compile_fx_inner(*args, **kwargs)
 
 
