@@ -13,14 +13,13 @@ only converted, as all our codes are, and everything else is left as it is.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
 import torch
 from torch._inductor.codegen import cpp_utils
-from torch._inductor.codegen.cpp import CppKernelProxy
+from torch._inductor.codegen.cpp import CppVecKernel
 from torch._inductor.cpu_vec_isa import VecAVX2
 from torch._inductor.virtualized import V
 
@@ -34,29 +33,23 @@ _BYTES = (torch.uint8, torch.int8)
 @contextlib.contextmanager
 def direct_loads() -> Iterator[None]:
     """Generate C++ that loads whole vectors of bytes and int32 directly, until the end."""
-    base: Any = CppKernelProxy.vec_kernel_cls
-    kernels = _loading_directly(base)
-    with mock.patch.object(CppKernelProxy, "vec_kernel_cls", kernels):
+    base: Any = CppVecKernel._get_vec_load_line
+
+    def load_line(
+        kernel: Any, var: str, index: Any, dtype: torch.dtype, load_mask: Any = None
+    ) -> Any:
+        is_plain = load_mask is None and kernel.num_elems == _LANES
+        if is_plain and isinstance(kernel.vec_isa, VecAVX2):
+            place = f"{var} + {_cexpr_index(index)}" if index != 0 else var
+            if dtype == torch.int32:
+                return f"{kernel._get_vec_type(dtype)}::loadu({place})"
+            if dtype in _BYTES and _is_only_converted():
+                return f"{kernel._get_vec_type(dtype)}::loadu_one_fourth({place})"
+        return base(kernel, var, index, dtype, load_mask)
+
+    # In the base class, so that kernels of two tiled dimensions have it as well.
+    with mock.patch.object(CppVecKernel, "_get_vec_load_line", load_line):
         yield
-
-
-@functools.cache
-def _loading_directly(base: Any) -> Any:
-    class LoadingDirectly(base):  # type: ignore[misc]
-        def _get_vec_load_line(
-            self, var: str, index: Any, dtype: torch.dtype, load_mask: Any = None
-        ) -> str:
-            is_plain = load_mask is None and self.num_elems == _LANES
-            if is_plain and isinstance(self.vec_isa, VecAVX2):
-                place = f"{var} + {_cexpr_index(index)}" if index != 0 else var
-                if dtype == torch.int32:
-                    return f"{self._get_vec_type(dtype)}::loadu({place})"
-                if dtype in _BYTES and _is_only_converted():
-                    return f"{self._get_vec_type(dtype)}::loadu_one_fourth({place})"
-            line: str = super()._get_vec_load_line(var, index, dtype, load_mask)
-            return line
-
-    return LoadingDirectly
 
 
 def _is_only_converted() -> bool:

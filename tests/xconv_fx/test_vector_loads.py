@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch._inductor import config  # noqa: TID251
-from torch._inductor.codegen.cpp import CppKernelProxy  # noqa: TID251
+from torch._inductor.codegen.cpp import CppVecKernel  # noqa: TID251
 from torch._inductor.cpu_vec_isa import VecAVX2, pick_vec_isa  # noqa: TID251
 from torch._inductor.utils import run_and_get_cpp_code  # noqa: TID251
 
@@ -43,6 +43,19 @@ def test_bytes_that_are_not_converted_are_loaded_as_before():
     assert "loadu_one_fourth" not in code
 
 
+def test_tiles_that_are_transposed_in_registers_are_right():
+    torch.manual_seed(0)
+    codes = torch.randint(0, 127, (64, 24), dtype=torch.uint8)
+
+    def transposed(codes):
+        wide = codes.to(torch.int32)
+        return (wide & 15).t().contiguous(), wide.sum(0)
+
+    with direct_loads():
+        result, _ = compiled(transposed, codes)
+    assert all(map(torch.equal, result, transposed(codes)))
+
+
 @pytest.mark.skipif(not AVX2, reason="on other processors loads are direct already")
 def test_whole_vectors_of_codes_are_loaded_directly_on_avx2_and_only_until_the_end():
     codes, scale = torch.ones(8, 64, dtype=torch.uint8), torch.ones(64)
@@ -55,13 +68,13 @@ def test_whole_vectors_of_codes_are_loaded_directly_on_avx2_and_only_until_the_e
 
 
 def test_kernels_are_those_of_before_afterwards_even_behind_an_error():
-    before = CppKernelProxy.vec_kernel_cls
+    before = CppVecKernel._get_vec_load_line
 
     def fail():
         with direct_loads():
-            assert CppKernelProxy.vec_kernel_cls is not before
+            assert CppVecKernel._get_vec_load_line is not before
             raise ValueError("stop")
 
     with pytest.raises(ValueError, match="stop"):
         fail()
-    assert CppKernelProxy.vec_kernel_cls is before
+    assert CppVecKernel._get_vec_load_line is before
