@@ -1,9 +1,9 @@
 """How Inductor's C++ loads a vector of codes: from memory to register, with nothing between.
 
 On AVX2, ``Vectorized<T>::loadu(pointer, count)`` copies bytes and int32 to the stack, piece by
-piece, and loads the vector from there; the processor waits for the pieces, and the decoders of a
-backward pass took up to 2.6 times as long. ``loadu_one_fourth`` and ``loadu(pointer)`` load the
-same elements at once; on AVX-512 ``loadu`` does so by itself. Checked on 2.13.
+piece, and loads the vector from there; the processor waits for the pieces, and this was most of
+the time of a decoder. ``loadu_one_fourth`` and ``loadu(pointer)`` load the same elements at once;
+on AVX-512 ``loadu`` does so by itself. Checked on 2.13.
 
 A vector of bytes has four times the lanes that are loaded. What the others hold is read by
 reductions of bytes alone (and makes them wrong, 2.13): bytes are loaded directly where they are
