@@ -184,10 +184,6 @@ _SETTINGS = {
     # peak allows, which knows nothing of the workspace of convolutions: the peak rose by up to a
     # fifth. Memory is taken over in place all the same.
     "allow_buffer_reuse": False,
-    # A pointwise value that is read twice is stored if it reads more buffers than this (4 in 2.13).
-    # What is decoded and normalised (codes, offset, step, mean, deviation) was then held in full
-    # from the sums of a norm's backward to its result; decoded twice it takes no memory.
-    "realize_reads_threshold": 8,
 }
 
 
