@@ -6,8 +6,8 @@ the time of a decoder. ``loadu_one_fourth`` and ``loadu(pointer)`` load the same
 on AVX-512 ``loadu`` does so by itself. Checked on 2.13.
 
 A vector of bytes has four times the lanes that are loaded. What the others hold is read by
-reductions of bytes alone (and makes them wrong, 2.13): bytes are loaded directly where they are
-only converted, as all our codes are, and everything else is left as it is.
+reductions of bytes alone: bytes are loaded directly where they are only converted, as all our codes
+are, and everything else is left as it is.
 """
 
 from __future__ import annotations
