@@ -156,7 +156,7 @@ def _decode_of(codec: Codec, x: Tensor) -> Callable[..., Tensor]:
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Lower the xconv operators to aten and compile with Inductor, both as the backend does."""
+    """Lower the xconv operators to aten as the backend does, and compile with its vector loads."""
     cache: dict[str, Callable[..., Any]] = {}
 
     def run(*args: Any) -> Any:

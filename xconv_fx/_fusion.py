@@ -28,7 +28,7 @@ _CACHE_TAG = "xconv"
 
 
 def compile_inner(*args: Any, **kwargs: Any) -> Any:
-    """Compile one graph as ``compile_fx_inner`` does, but merging fewer kernels.
+    """Compile one graph as ``compile_fx_inner`` does, but merging fewer kernels, loading directly.
 
     All other choices are those of the heuristics in place, Inductor's or the user's.
     """

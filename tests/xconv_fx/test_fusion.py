@@ -74,3 +74,16 @@ def test_the_rule_ends_with_the_compilation():
     scales = torch.ones(64), torch.ones(64)
     kernels(_fusion.compile_inner, decoded, PACKED, *scales)
     assert kernels(compile_fx_inner, decoded, PACKED, *scales) == [2]
+
+
+def test_generated_code_is_cached_apart_from_that_of_inductor(monkeypatch):
+    tags = []
+
+    def compile_graph():
+        tags.append(torch.compiler.config.cache_key_tag)
+
+    monkeypatch.setattr(_fusion, "compile_fx_inner", compile_graph)
+    before = torch.compiler.config.cache_key_tag
+    _fusion.compile_inner()
+    assert tags != [before]
+    assert torch.compiler.config.cache_key_tag == before

@@ -67,7 +67,7 @@ def test_whole_vectors_of_codes_are_loaded_directly_on_avx2_and_only_until_the_e
     assert "Vectorized<uint8_t>::loadu(in_ptr0" in code
 
 
-def test_kernels_are_those_of_before_afterwards_even_behind_an_error():
+def test_loads_are_those_of_before_afterwards_even_behind_an_error():
     before = CppVecKernel._get_vec_load_line
 
     def fail():
