@@ -59,3 +59,20 @@ def test_what_infinite_edges_tie_to_the_ends_is_on_their_side_of_the_cut():
 def test_contradiction_names_the_path():
     with pytest.raises(UnboundedCutError, match=r"\[-1, 0, -2\]"):
         min_cut([Edge(SOURCE, 0, None), Edge(0, SINK, None)])
+
+
+def test_large_capacities_are_rounded_by_no_more_than_a_unit_an_edge():
+    # 2**40 and more do not fit int32: units of 2**11 or so, three edges in the cut at most.
+    edges = [Edge(SOURCE, 0, 2**40), Edge(0, 1, 2**40 - 2**20), Edge(0, 2, 2**19)]
+    edges += [Edge(1, SINK, None), Edge(2, SINK, 2**41)]
+    assert min_cut(edges) == (2**40 - 2**20 + 2**19, frozenset({1, 2}))
+
+
+def test_a_capacity_far_below_a_unit_still_holds_its_edge():
+    # Rounded to nothing, the edge would not tie 0 to the sink side.
+    edges = [Edge(SOURCE, 0, 2**40), Edge(0, SINK, 1), Edge(SOURCE, 1, 1), Edge(1, SINK, 2**40)]
+    assert min_cut(edges) == (2, frozenset({1}))
+
+
+def test_without_edges_nothing_is_cut():
+    assert min_cut([]) == (0, frozenset())
