@@ -17,8 +17,11 @@ from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 SOURCE = -1
 SINK = -2
 
-# Capacities are int32 there; all finite ones together are kept below a little more than this.
-_MOST = 2**30
+# Flows are int32 there: capacities are kept below a little more than this, so that one of them and
+# a flow of its size the other way add up.
+_MOST = 2**29
+# So that thousands of them add up in int64.
+_LARGEST = 2**50
 
 
 class Edge(NamedTuple):
@@ -44,9 +47,10 @@ def min_cut(edges: Sequence[Edge]) -> tuple[int, frozenset[int]]:
 
     Among minimum cuts the one nearest to the sink is returned, so the answer is unique and
     does not depend on the order of the edges. Parallel edges add up. Capacities are ints,
-    so that the result is the same on every machine. It is exact where all finite ones add up to at
-    most 2**30; above, they are rounded up to multiples of ``total // 2**30 + 1``, so that the cut
-    is within one such unit an edge of the minimum.
+    so that the result is the same on every machine. It is exact where cutting off what infinite
+    edges tie to the sink costs less than 2**29; above, capacities are rounded up to multiples of
+    ``cost // 2**29 + 1``, so that the cut is within one such unit an edge of the minimum. A
+    capacity above 2**50 counts as that.
 
     Raises:
         UnboundedCutError: if every cut has an infinite edge; the text names the path.
@@ -54,26 +58,27 @@ def min_cut(edges: Sequence[Edge]) -> tuple[int, frozenset[int]]:
     # The vertices, then source and sink: an index of -1 or -2 would count from the end.
     count = max((max(edge.tail, edge.head) for edge in edges), default=-1) + 3
     tails, heads = (np.array([edge[i] for edge in edges], np.int64) % count for i in (0, 1))
-    given = np.array([-1 if e.capacity is None else e.capacity for e in edges], np.int64)
     source, sink = SOURCE % count, SINK % count
-    endless = given < 0
-    tied = _matrix(tails[endless], heads[endless], np.ones(int(endless.sum()), np.int64), count)
-    if sink in _reachable(tied, source):
+    endless = np.array([edge.capacity is None for edge in edges], bool)
+    finite = np.array([min(edge.capacity or 0, _LARGEST) for edge in edges], np.int64)
+
+    def crossing(sink_side: Any) -> Any:
+        inside = np.zeros(count, bool)
+        inside[sink_side] = True
+        return ~inside[tails] & inside[heads]
+
+    tied = _reachable(_matrix(heads, tails, endless.astype(np.int64), count), sink)
+    if source in tied:
         raise UnboundedCutError(_contradiction(edges))
-    finite = np.where(endless, 0, given)
-    unit = int(finite.sum()) // _MOST + 1
-    finite = -(-finite // unit)
-    most = int(finite.sum()) + 1
-    capacity = _matrix(tails, heads, np.where(endless, most, finite), count)
+    known = crossing(tied)
+    rounded = -(-finite // (int(finite[known].sum()) // _MOST + 1))
+    # No edge that alone costs more than a known cut is part of a minimum cut.
+    most = int(rounded[known].sum()) + 1
+    capacity = _matrix(tails, heads, np.where(endless, most, np.minimum(rounded, most)), count)
     capacity.data = np.minimum(capacity.data, most).astype(np.int32)
-    flow = maximum_flow(capacity, source, sink).flow
-    left = (capacity - flow).tocsr()
-    left.data = (left.data > 0).astype(np.int32)
-    left.eliminate_zeros()
-    sink_side = _reachable(left.T.tocsr(), sink)
-    side = np.zeros(count, bool)
-    side[sink_side] = True
-    value = int(given[~side[tails] & side[heads]].sum())
+    left = capacity - maximum_flow(capacity, source, sink).flow
+    sink_side = _reachable(csr_array(left.T > 0), sink)
+    value = int(finite[crossing(sink_side)].sum())
     return value, frozenset(int(v) for v in sink_side if v < count - 2)
 
 

@@ -61,17 +61,23 @@ def test_contradiction_names_the_path():
         min_cut([Edge(SOURCE, 0, None), Edge(0, SINK, None)])
 
 
-def test_large_capacities_are_rounded_by_no_more_than_a_unit_an_edge():
-    # 2**40 and more do not fit int32: units of 2**11 or so, three edges in the cut at most.
+def test_capacities_that_do_not_fit_the_solver_are_rounded():
+    # Both sinks cost 2**40 and more, so the unit is above 2**11; the cut is right all the same.
     edges = [Edge(SOURCE, 0, 2**40), Edge(0, 1, 2**40 - 2**20), Edge(0, 2, 2**19)]
-    edges += [Edge(1, SINK, None), Edge(2, SINK, 2**41)]
+    edges += [Edge(1, SINK, None), Edge(2, SINK, None)]
     assert min_cut(edges) == (2**40 - 2**20 + 2**19, frozenset({1, 2}))
 
 
-def test_a_capacity_far_below_a_unit_still_holds_its_edge():
-    # Rounded to nothing, the edge would not tie 0 to the sink side.
-    edges = [Edge(SOURCE, 0, 2**40), Edge(0, SINK, 1), Edge(SOURCE, 1, 1), Edge(1, SINK, 2**40)]
-    assert min_cut(edges) == (2, frozenset({1}))
+def test_a_capacity_beside_the_point_costs_no_precision():
+    # 10**30 fits no integer of the solver, and taken for a scale would make 5 and 6 the same.
+    edges = [Edge(SOURCE, 0, 10**30), Edge(0, 1, 5), Edge(1, 2, 6), Edge(2, SINK, None)]
+    assert min_cut(edges) == (5, frozenset({1, 2}))
+
+
+def test_an_infinite_edge_against_a_large_flow_stays_open():
+    # Flow 2**29 from 0 to 1; what is left of the infinite edge back is that and its own capacity.
+    edges = [Edge(SOURCE, 0, 2**29 - 1), Edge(0, 1, None), Edge(1, 0, None), Edge(1, SINK, None)]
+    assert min_cut(edges) == (2**29 - 1, frozenset({0, 1}))
 
 
 def test_without_edges_nothing_is_cut():
