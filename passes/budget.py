@@ -39,9 +39,11 @@ _NUM_DEARER = 8
 _NEGLIGIBLE = 0.005
 
 # A peak this near under the limit, as a share of it, is near enough; what is measured at most
-# between the exact plan and the least.
+# between the first plan and the least.
 _SLACK_SHARE = 20
 _MAX_TRIALS = 4
+# Where the exact plan keeps more than the limit, the first plan tried keeps such a part of it.
+_FIRST_PART = 2
 # Where none of them fits and costly ops may be computed again: plans that keep such a part of what
 # the exact one does.
 _KEPT_SHARES = (2, 4, 8)
@@ -172,8 +174,8 @@ def plan_within_peak(
     Args:
         costs: the table made by *estimate*.
         limit_nbytes: the limit.
-        measure: the predicted peak of a plan, in bytes; asked at most six times, and three times
-            more where nothing fits and time may be paid with.
+        measure: the predicted peak of a plan, in bytes, of which what it keeps is a part; asked at
+            most five times, and five times more where nothing fits.
 
     Returns:
         The plan and its peak: of those measured that fit the one of least noise and time, or else
@@ -191,9 +193,12 @@ def plan_within_peak(
     def within(kept_nbytes: int) -> Plan:
         return _plan_within(costs, kept_nbytes, None, plan_at).plan
 
-    last = exact = measured(plan_at(math.inf))
+    exact = plan_at(math.inf)
+    # A peak holds what is kept, so that a plan which keeps more than the limit cannot fit.
+    hopeless = exact.kept_nbytes > limit_nbytes
+    last = measured(within(limit_nbytes // _FIRST_PART) if hopeless else exact)
     for _ in range(_MAX_TRIALS):
-        if last.fits and (last is exact or last.spare_nbytes <= limit_nbytes // _SLACK_SHARE):
+        if last.fits and (last.plan is exact or last.spare_nbytes <= limit_nbytes // _SLACK_SHARE):
             break
         plan = within(limit_nbytes - (last.measured_nbytes - last.plan.kept_nbytes))
         if plan.decisions in known:
@@ -202,11 +207,12 @@ def plan_within_peak(
     fitting = [tried for tried in known.values() if tried.fits]
     if fitting:
         return min(fitting, key=lambda tried: _harm(harms, tried.plan))
-    measured(plan_at(0.0))
+    for plan in (exact, plan_at(0.0)):
+        measured(plan)
     # What is computed again lives until it is read: it may take more to keep less.
     shares = _KEPT_SHARES if costs.time_price < math.inf else ()
     for share in shares:
-        if (tried := measured(within(exact.plan.kept_nbytes // share))).fits:
+        if (tried := measured(within(exact.kept_nbytes // share))).fits:
             return tried
     return min(known.values(), key=lambda tried: tried.measured_nbytes)
 
