@@ -131,6 +131,20 @@ def test_a_peak_is_met_with_few_measurements(limit):
     assert weighted_noise(found.plan) <= min(fitting, default=float("inf"))
 
 
+def test_the_peak_of_an_exact_plan_that_keeps_more_than_the_limit_is_not_measured():
+    asked = []
+
+    def measure(plan):
+        asked.append(plan.decisions)
+        return plan.kept_nbytes + 100
+
+    exact = make_plan(TABLE, math.inf)
+    found = plan_within_peak(TABLE, exact.kept_nbytes - 1, measure)
+    assert found.fits
+    assert exact.decisions not in asked
+    assert plan_within_peak(TABLE, exact.kept_nbytes + 100, measure).plan == exact
+
+
 def test_a_peak_out_of_reach_returns_the_least():
     asked = []
     found = plan_within_peak(TABLE, 10_899, peak_of(asked))
