@@ -175,7 +175,7 @@ def mode_settings(mode: str | None) -> dict[str, Any]:
     return dict(list_mode_options(mode)) if mode is not None and mode != "default" else {}
 
 
-# What decides how long a decoded value is in memory.
+# What decides whether and how long a decoded value is in memory.
 _SETTINGS = {
     # The reordering takes a packed value for as large as the loops that read it, so that decoding
     # seems to free memory and is done early (2.13).
@@ -184,11 +184,15 @@ _SETTINGS = {
     # peak allows, which knows nothing of the workspace of convolutions: the peak rose by up to a
     # fifth. Memory is taken over in place all the same.
     "allow_buffer_reuse": False,
+    # Above so many operations (by default 50 on a CPU, 30 else; 100 is where Inductor stores all
+    # the same) what several kernels read is stored. A decode is cheap beside memory, but has many:
+    # a whole activation was stored for the product of a norm's input with its gradient (2.13).
+    "realize_opcount_threshold": 100,
 }
 
 
 def inductor_settings() -> dict[str, Any]:
-    """Return the settings under which Inductor decodes late, as far as it has them (2.13)."""
+    """Return the settings under which Inductor decodes late and anew (2.13, as far as it has them)."""
     return {name: value for name, value in _SETTINGS.items() if hasattr(inductor_config, name)}
 
 

@@ -396,7 +396,7 @@ def test_a_dynamic_batch_size_is_compiled_once(options, compile_xconv, assert_un
 
         torch.testing.assert_close(output, model(x), rtol=1e-5, atol=1e-5)
         assert noise["3.bias"] < ROUNDING
-        assert noise["3.weight"] > 0.01
+        assert noise["3.weight"] > 0.003
     (report,) = xconv_fx.all_reports()
     assert report.num_sketched_convolutions == 1
     assert all(isinstance(row.shape[0], str) for row in report.values if len(row.shape) == 4)
