@@ -46,11 +46,10 @@ def lattice_thresholds(
     turn: Tensor | None = None
     for d, extent in enumerate(size):
         first, count = (start, length) if d == dim and length is not None else (0, extent)
-        index = torch.arange(first, first + count, dtype=torch.int32, device=seed.device)
         along = [-1] + [1] * (len(size) - 1 - d)
         if d == 0:
-            samples = _samples(starts, index, first, count).view(along)
-        part = ((index & _LOW_16) * _lattice_multiplier(d, len(size))).view(along)
+            samples = _samples(starts, first, count).view(along)
+        part = _multiples(_lattice_multiplier(d, len(size)), first, count, seed.device).view(along)
         turn = part if turn is None else turn + part
     assert turn is not None
     turned = (turn & (2**_LATTICE_BITS - 1)) * 2 ** (bits - _LATTICE_BITS)
@@ -58,13 +57,25 @@ def lattice_thresholds(
     return thresholds
 
 
-def _samples(starts: Tensor, index: Tensor, first: int, count: int) -> Tensor:
+def _samples(starts: Tensor, first: int, count: int) -> Tensor:
     """Give each sample its start; the ints may be SymInts."""
     if not (isinstance(first, int) and isinstance(count, int)):
         # A gather, since the views below would ask how often a dynamic size holds 32.
+        index = torch.arange(first, first + count, dtype=torch.int32, device=starts.device)
         return starts.index_select(0, index & (NUM_STARTS - 1))
     copies = ceil_div(first + count, NUM_STARTS)
     return starts.expand([copies, NUM_STARTS]).reshape(-1).narrow(0, first, count)
+
+
+def _multiples(multiplier: int, first: int, count: int, device: torch.device) -> Tensor:
+    """Multiply the indices of a window, modulo 2**16; the ints may be SymInts."""
+    end = first + count
+    if isinstance(end, int) and end <= _LOW_16 + 1:
+        # One operation of the loop's index, where Inductor would write three.
+        step = multiplier
+        return torch.arange(first * step, end * step, step, dtype=torch.int32, device=device)
+    index = torch.arange(first, end, dtype=torch.int32, device=device)
+    return (index & _LOW_16) * multiplier
 
 
 def _lattice_multiplier(dim: int, num_dims: int) -> int:
