@@ -192,7 +192,7 @@ _SETTINGS = {
 
 
 def inductor_settings() -> dict[str, Any]:
-    """Return the settings under which Inductor decodes late and anew (2.13, as far as it has them)."""
+    """Return the settings under which Inductor decodes late, as far as it has them (2.13)."""
     return {name: value for name, value in _SETTINGS.items() if hasattr(inductor_config, name)}
 
 

@@ -61,6 +61,17 @@ def test_windows_are_slices_of_the_whole(size):
         assert torch.equal(window, whole.narrow(dim, 11, 79))
 
 
+@pytest.mark.parametrize("dim", [0, 1])
+def test_indices_count_modulo_two_to_the_sixteenth(dim):
+    # Windows up to there and beyond are formed differently.
+    size = [1, 1]
+    size[dim] = 2**16 + 100
+    whole = lattice_thresholds(size, seed_of(SEEDS[4]), 24)
+    within = lattice_thresholds(size, seed_of(SEEDS[4]), 24, dim=dim, start=0, length=2**16)
+    assert torch.equal(whole.narrow(dim, 0, 2**16), within)
+    assert torch.equal(whole.narrow(dim, 2**16, 100), within.narrow(dim, 0, 100))
+
+
 def test_empty_tensors_have_no_thresholds():
     assert lattice_thresholds((3, 0, 5), seed_of(1), 24).shape == (3, 0, 5)
     assert lattice_thresholds((0,), seed_of(1), 24).shape == (0,)
