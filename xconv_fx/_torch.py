@@ -184,9 +184,9 @@ _SETTINGS = {
     # peak allows, which knows nothing of the workspace of convolutions: the peak rose by up to a
     # fifth. Memory is taken over in place all the same.
     "allow_buffer_reuse": False,
-    # Above so many operations (by default 50 on a CPU, 30 else; 100 is where Inductor stores all
-    # the same) what several kernels read is stored. A decode is cheap beside memory, but has many:
-    # a whole activation was stored for the product of a norm's input with its gradient (2.13).
+    # An elementwise value of more operations than this (by default 50 on a CPU, 30 else; above 100
+    # in any case) that reads two buffers or more is stored. A decode costs little but has
+    # many: the product of a norm's input with its gradient was stored as a whole activation (2.13).
     "realize_opcount_threshold": 100,
 }
 

@@ -68,12 +68,13 @@ def _samples(starts: Tensor, first: int, count: int) -> Tensor:
 
 
 def _multiples(multiplier: int, first: int, count: int, device: torch.device) -> Tensor:
-    """Multiply the indices of a window, modulo 2**16; the ints may be SymInts."""
+    """Multiply the low 16 bits of the indices of a window; the ints may be SymInts."""
     end = first + count
     if isinstance(end, int) and end <= _LOW_16 + 1:
         # One operation of the loop's index, where Inductor would write three.
-        step = multiplier
-        return torch.arange(first * step, end * step, step, dtype=torch.int32, device=device)
+        return torch.arange(
+            first * multiplier, end * multiplier, multiplier, dtype=torch.int32, device=device
+        )
     index = torch.arange(first, end, dtype=torch.int32, device=device)
     return (index & _LOW_16) * multiplier
 
