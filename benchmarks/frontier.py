@@ -33,6 +33,7 @@ from benchmarks.frontier_results import (
     save_results,
 )
 from benchmarks.frontier_ways import BASELINE, SKETCHED_FAMILIES, WAYS, find_ways
+from demos.devices import device_option
 from demos.texture_data import load_photographs, split
 
 _HEADINGS = (
@@ -128,6 +129,7 @@ def _cells(row: Row, figures: Figures, base: Figures) -> list[str]:
 @click.option("--rounds", type=click.IntRange(min=1), default=5, help="Timed rounds.")
 @click.option("--seeds", type=click.IntRange(min=1), default=4, help="Of the random ways.")
 @click.option("--batches", type=click.IntRange(min=2), default=8, help="For mini-batch noise.")
+@device_option
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--chart", "folder", type=click.Path(path_type=Path, file_okay=False))
 def main(
@@ -139,6 +141,7 @@ def main(
     rounds: int,
     seeds: int,
     batches: int,
+    device: str,
     json_path: Path | None,
     folder: Path | None,
 ) -> None:
@@ -153,7 +156,7 @@ def main(
         raise click.UsageError(str(error)) from error
     if folder is not None:
         figure_class(WANTED_BY)
-    settings = Settings(num_steps=steps, num_rounds=rounds, num_seeds=seeds, num_batches=batches)
+    settings = Settings(steps, rounds, seeds, batches, device)
     for net in nets:
         start = time.perf_counter()
         result = measure_model(net, data, find_ways(ways), settings, console.print)

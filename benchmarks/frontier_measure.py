@@ -30,6 +30,7 @@ from benchmarks.frontier_ways import BASELINE, Run, Way
 from benchmarks.gradient_statistics import root_mean_square
 from benchmarks.measure import StepMemory, step_memory, step_times
 from benchmarks.trained_nets import BenchmarkNet, loss_of
+from demos.devices import device_name, precision
 from demos.texture_data import TextureData
 from xconv_fx import audit
 
@@ -86,7 +87,7 @@ def measure_model(
     # The baseline first: its gradients are a reference for the others.
     for way in sorted(ways, key=lambda way: way.name != BASELINE):
         try:
-            trials[way.name] = _try_way(way, reference, settings.num_seeds)
+            trials[way.name] = _try_way(way, reference, settings)
         except Exception as error:  # noqa: BLE001  a way that fails is a finding
             failures[way.name] = reason_of(error)
             announce(f"{net.name}: {way.name} failed: {failures[way.name]}")
@@ -99,7 +100,7 @@ def measure_model(
             f"frontier: {BASELINE} failed on {net.name}, so that no ratio can be taken: "
             f"{failures.get(BASELINE, 'it is not among the ways')}"
         )
-    figures = _figures(trials, reference, settings.num_rounds)
+    figures = _figures(trials, reference, settings)
     rows = tuple(
         Row(
             way.name,
@@ -117,18 +118,24 @@ def measure_model(
 
 def count_convolutions(step: Callable[[], object]) -> int:
     """Count the calls of ``aten.convolution`` in a step, those of its backward included."""
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
         step()
     return sum(event.name == "aten::convolution" for event in profiler.events() or ())
 
 
-def environment() -> dict[str, Any]:
-    """Return torch's version, the device and its threads."""
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Return torch's version, what it runs on, and the precision of convolutions.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+    """
+    on_gpu = torch.device(device).type == "cuda"
+    name = device_name(device) if on_gpu else f"cpu ({torch.backends.cpu.get_cpu_capability()})"
     return {
         "torch": torch.__version__,
-        "device": f"cpu ({torch.backends.cpu.get_cpu_capability()})",
+        "device": name,
         "num_threads": torch.get_num_threads(),
-        "dtype": "float32",
+        "dtype": precision(device),
     }
 
 
@@ -151,13 +158,13 @@ def _model_result(
         weights_nbytes=sum(p.nbytes for p in reference.parameters.values()),
         minibatch_noise=root_mean_square(reference.noise.values()),
         kink_error=kink_error,
-        environment=environment(),
+        environment=environment(settings.device),
         settings={**asdict(settings), "model_options": dict(net.options)},
         rows=rows,
     )
 
 
-def _try_way(way: Way, reference: Reference, num_seeds: int) -> _Trial:
+def _try_way(way: Way, reference: Reference, settings: Settings) -> _Trial:
     torch.manual_seed(1)  # the sketches' seeds come from torch's global generator
     audit.clear_reports()
     reference.model.zero_grad(set_to_none=True)
@@ -167,9 +174,9 @@ def _try_way(way: Way, reference: Reference, num_seeds: int) -> _Trial:
     if way.sketched:
         _check_sketched(way)
     step()
-    memory = step_memory(functools.partial(loss_of, run, reference.batch))
+    memory = step_memory(functools.partial(loss_of, run, reference.batch), device=settings.device)
     reference.model.zero_grad(set_to_none=True)
-    errors = gradient_errors(run, reference, num_seeds if way.random else 1)
+    errors = gradient_errors(run, reference, settings.num_seeds if way.random else 1)
     if way.exact:
         _check_exact(way, root_mean_square(errors.values()))
     return _Trial(way, run, memory, errors, count_convolutions(step))
@@ -194,14 +201,20 @@ def _check_exact(way: Way, error: float) -> None:
 
 
 def _figures(
-    trials: Mapping[str, _Trial], reference: Reference, num_rounds: int
+    trials: Mapping[str, _Trial], reference: Reference, settings: Settings
 ) -> dict[str, Figures]:
     """Time the ways in turn, none of which is compiled again meanwhile, and join the figures."""
     steps = {
         name: functools.partial(run_step, trial.run, reference) for name, trial in trials.items()
     }
     with torch.compiler.set_stance("fail_on_recompile"):
-        times = step_times(steps, baseline=BASELINE, num_rounds=num_rounds, num_warmup=1)
+        times = step_times(
+            steps,
+            baseline=BASELINE,
+            num_rounds=settings.num_rounds,
+            num_warmup=1,
+            device=settings.device,
+        )
     noise = root_mean_square(reference.noise.values())
     errors = {name: trial.errors for name, trial in trials.items()}
     errors[BASELINE] = dict.fromkeys(reference.noise, 0.0)  # it is a reference itself

@@ -46,12 +46,14 @@ class Settings:
         num_rounds: timed rounds.
         num_seeds: steps of a random way that its error is the mean of.
         num_batches: independent batches for the mini-batch noise, at least 2.
+        device: where all of it runs, ``cpu`` or ``cuda``.
     """
 
     num_steps: int = 20
     num_rounds: int = 5
     num_seeds: int = 4
     num_batches: int = 8
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,13 @@ class Reference:
 def make_reference(net: BenchmarkNet, data: TextureData, settings: Settings) -> Reference:
     """Train a net, and compute its exact gradients and their mini-batch noise."""
     generator = torch.Generator().manual_seed(0)
-    model = build_net(net, seed=0)
+    model = build_net(net, seed=0).to(settings.device)
     train(net, model, data, settings.num_steps, generator)
     parameters = dict(model.named_parameters())
-    batch = draw_batch(net, data, generator)
+    batch = draw_batch(net, data, generator).to(settings.device)
     exact = gradients_of(model, parameters, batch)
     of_batches = [
-        gradients_of(model, parameters, draw_batch(net, data, generator))
+        gradients_of(model, parameters, draw_batch(net, data, generator).to(settings.device))
         for _ in range(settings.num_batches)
     ]
     kinds, vanishing = parameter_kinds(model), vanishing_gradients(exact)

@@ -233,7 +233,9 @@ def _step_memory_cuda(
 
 def _run_recorded(run: Callable[[], Any], ledger: _Ledger) -> Any:
     """Runs under the profiler and enters every allocation and free into the ledger, in order."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    # Without `acc_events`, torch 2.11 warns that a second cycle would lose the events of the first.
+    activities = [ProfilerActivity.CPU]
+    with profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
         result = run()
     results: Any = profiler.profiler.kineto_results
     allocations = [

@@ -2,8 +2,9 @@
 
 Run as ``python -m benchmarks.memory_model``. Every zoo model, at several batch sizes and with both
 inner compilers, is compiled together with its loss, so that the step is one graph; what its report
-predicts is set against the CPU allocator's own record (`benchmarks.measure`): live between forward
-and backward, and the peak. Both are above what is allocated before the step.
+predicts is set against the allocator's own record (`benchmarks.measure`): live between forward and
+backward, and the peak. Both are above what is allocated before the step. On a GPU the peak has the
+workspace of cuDNN as well, which is not predicted.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import models_zoo
 import xconv_fx
 from benchmarks.measure import step_memory
 from benchmarks.saved_bytes import loss_of
+from demos.devices import device_option, device_text
 from xconv_fx.backend import xconv
 from xconv_fx.options import INNERS
 
@@ -77,27 +79,28 @@ class WithLoss(nn.Module):
         return loss_of(self.model(*inputs))
 
 
-def predict(name: str, batch_size: int, inner: str) -> Prediction:
+def predict(name: str, batch_size: int, inner: str, device: str = "cpu") -> Prediction:
     """Predict and measure one step.
 
     Args:
         name: a model of the zoo.
         batch_size: samples.
         inner: the inner compiler.
+        device: where the step runs, ``cpu`` or ``cuda``.
 
     Raises:
         RuntimeError: the model is compiled as several graphs, or a prediction failed.
     """
     torch.manual_seed(0)
     torch.compiler.reset()
-    model = WithLoss(models_zoo.build(name))
-    inputs = models_zoo.example_input(name, batch_size, size=_SIZES.get(name))
+    model = WithLoss(models_zoo.build(name)).to(device)
+    inputs = models_zoo.example_input(name, batch_size, size=_SIZES.get(name), device=device)
     options: dict[str, Any] = {"inner": inner}
     compiled = torch.compile(model, backend=xconv, options=options)
     for _ in range(2):
         compiled(*inputs).backward()
         model.zero_grad(set_to_none=True)
-    measured = step_memory(lambda: compiled(*inputs))
+    measured = step_memory(lambda: compiled(*inputs), device=device)
     reports = xconv_fx.all_reports()
     predicted = reports[0].memory
     if len(reports) != 1 or predicted is None:
@@ -153,11 +156,13 @@ def summary(rows: Sequence[Prediction]) -> str:
 @click.option(
     "--batch-size", "batch_sizes", type=click.IntRange(1), multiple=True, default=BATCH_SIZES
 )
+@device_option
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=None)
 def main(
     models: tuple[str, ...],
     inners: tuple[str, ...],
     batch_sizes: tuple[int, ...],
+    device: str,
     json_path: Path | None,
 ) -> None:
     """Set predicted against measured memory for MODELS (default: all of the zoo's)."""
@@ -166,7 +171,7 @@ def main(
     for name in models or models_zoo.names():
         for inner in inners:
             for batch_size in batch_sizes:
-                row = predict(name, batch_size, inner)
+                row = predict(name, batch_size, inner, device)
                 rows.append(row)
                 console.print(
                     f"{name} {inner} {batch_size}: live {row.live_ratio:.3f}, "
@@ -176,7 +181,7 @@ def main(
                     json_path.write_text(json.dumps([asdict(r) for r in rows], indent=2) + "\n")
     console.print(results_table(rows))
     console.print(summary(rows), highlight=False)
-    console.print(f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads, fp32")
+    console.print(device_text(device))
 
 
 if __name__ == "__main__":

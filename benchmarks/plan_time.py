@@ -32,6 +32,7 @@ import models_zoo
 from benchmarks.measure import timed_us
 from benchmarks.saved_bytes import loss_of
 from benchmarks.step_time import empty_cache
+from demos.devices import device_text
 from xconv_fx import backend
 from xconv_fx._torch import Partitioner
 from xconv_fx.audit import Report, last_report
@@ -293,7 +294,7 @@ def main(
         if json_path is not None:  # after each, since a run over all models takes long
             json_path.write_text(json.dumps([_as_json(row) for row in rows], indent=2) + "\n")
     console.print(results_table(rows))
-    console.print(f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads, fp32")
+    console.print(device_text("cpu"))
 
 
 def _as_json(row: PlanTime) -> dict[str, Any]:

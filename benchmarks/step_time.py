@@ -32,7 +32,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import models_zoo
 from benchmarks.measure import step_times
 from benchmarks.saved_bytes import loss_of
+from demos.devices import device_option, device_text
 from passes.rules import Codec
+from xconv_fx import _torch
 from xconv_fx._vector_loads import direct_loads
 from xconv_fx.backend import xconv
 from xconv_fx.ops import DECOMPOSITIONS
@@ -45,6 +47,8 @@ STEPS: dict[str, tuple[str, dict[str, Any], int, int]] = {
     "resnet18 width 16, 48x48": ("resnet18", {"width": 16, "small_input": True}, 64, 48),
     "unet2d 64x64": ("unet2d", {}, 4, 64),
 }
+# What batches are multiplied by, so that a step is more than the launching of its kernels.
+_BATCH_FACTORS = {"cpu": 1, "cuda": 16}
 _CHANNELS_LAST = (0, 2, 3, 1)
 
 
@@ -66,32 +70,34 @@ class StepRatio:
     compile_ratio: float
 
 
-def codec_times(batch_size: int, num_rounds: int) -> list[CodecTime]:
+def codec_times(batch_size: int, num_rounds: int, device: str) -> list[CodecTime]:
     """Time the codecs that two dimensions have beside a 3x3 convolution of 64 channels at 56x56."""
     torch.manual_seed(0)
-    x = torch.randn(batch_size, 64, 56, 56).to(memory_format=torch.channels_last).relu()
-    convolution: Any = nn.Conv2d(64, 64, 3, padding=1)
+    x = torch.randn(batch_size, 64, 56, 56, device=device)
+    x = x.to(memory_format=torch.channels_last).relu()
+    convolution: Any = nn.Conv2d(64, 64, 3, padding=1, device=device)
     convolution = convolution.to(memory_format=torch.channels_last)
-    seed = key_schedule(torch.tensor([2**61 + 12345]))[0]
+    seed = key_schedule(torch.tensor([2**61 + 12345], device=device))[0]
     steps: dict[str, Callable[[], object]] = {"convolution": _convolution_step(convolution, x)}
     codecs = [codec for codec in LADDER if codec.supports(x.shape, x.dtype) is None]
     for codec in codecs:
         encode = functools.partial(_compiled(_encode_of(codec)), x, seed)
         decode = functools.partial(_compiled(_decode_of(codec, x)), encode(), seed)
         steps[f"{codec.name} encode"], steps[f"{codec.name} decode"] = encode, decode
-    times = step_times(steps, baseline="convolution", num_rounds=num_rounds)
+    times = step_times(steps, baseline="convolution", num_rounds=num_rounds, device=device)
     return [
         CodecTime(c.name, times[f"{c.name} encode"].ratio, times[f"{c.name} decode"].ratio)
         for c in codecs
     ]
 
 
-def step_ratio(label: str, num_rounds: int) -> StepRatio:
+def step_ratio(label: str, num_rounds: int, device: str) -> StepRatio:
     """Time a model's training step under both backends."""
     name, options, batch_size, size = STEPS[label]
     torch.manual_seed(0)
-    model = models_zoo.build(name, **options)
-    inputs = models_zoo.example_input(name, batch_size, size=size)
+    batch_size *= _BATCH_FACTORS[device]
+    model = models_zoo.build(name, **options).to(device)
+    inputs = models_zoo.example_input(name, batch_size, size=size, device=device)
     compile_s: dict[str, float] = {}
     steps: dict[str, Callable[[], object]] = {}
     for backend, compiler in (("inductor", "inductor"), ("xconv", xconv)):
@@ -102,7 +108,7 @@ def step_ratio(label: str, num_rounds: int) -> StepRatio:
         with empty_cache():
             steps[backend]()
         compile_s[backend] = time.perf_counter() - start
-    times = step_times(steps, baseline="inductor", num_rounds=num_rounds)
+    times = step_times(steps, baseline="inductor", num_rounds=num_rounds, device=device)
     return StepRatio(label, times["xconv"].ratio, compile_s["xconv"] / compile_s["inductor"])
 
 
@@ -156,14 +162,15 @@ def _decode_of(codec: Codec, x: Tensor) -> Callable[..., Tensor]:
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Lower the xconv operators to aten as the backend does, and compile with its vector loads."""
+    """Lower the xconv operators to aten, and compile with the loads and settings of the backend."""
     cache: dict[str, Callable[..., Any]] = {}
 
     def run(*args: Any) -> Any:
         if "compiled" in cache:
             return cache["compiled"](*args)
         lowered = make_fx(function, decomposition_table=DECOMPOSITIONS)(*args)
-        cache["compiled"] = torch.compile(lowered, backend="inductor")
+        settings = _torch.inductor_settings()
+        cache["compiled"] = torch.compile(lowered, backend="inductor", options=settings)
         with direct_loads(), empty_cache():
             return cache["compiled"](*args)
 
@@ -196,17 +203,18 @@ def step_table(rows: list[StepRatio]) -> Table:
 @click.command()
 @click.option("--rounds", type=click.IntRange(min=1), default=15)
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, help="Of the convolution.")
+@device_option
 @click.option("--steps/--no-steps", default=True, help="Also time whole steps.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=None)
-def main(rounds: int, batch_size: int, steps: bool, json_path: Path | None) -> None:
+def main(rounds: int, batch_size: int, device: str, steps: bool, json_path: Path | None) -> None:
     """Time codecs beside a convolution, and steps under xconv beside inductor."""
     console = Console(width=120)
-    codecs = codec_times(batch_size, rounds)
+    codecs = codec_times(batch_size * _BATCH_FACTORS[device], rounds, device)
     console.print(codec_table(codecs))
-    ratios = [step_ratio(label, rounds) for label in STEPS] if steps else []
+    ratios = [step_ratio(label, rounds, device) for label in STEPS] if steps else []
     if ratios:
         console.print(step_table(ratios))
-    console.print(f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads, fp32")
+    console.print(f"batches times {_BATCH_FACTORS[device]}, {device_text(device)}")
     if json_path is not None:
         rows = {"codecs": [asdict(r) for r in codecs], "steps": [asdict(r) for r in ratios]}
         json_path.write_text(json.dumps(rows, indent=2))

@@ -64,6 +64,10 @@ class LabelledBatch:
     images: Tensor
     labels: Tensor
 
+    def to(self, device: torch.device | str) -> LabelledBatch:
+        """Return the batch on a device."""
+        return LabelledBatch(self.images.to(device), self.labels.to(device))
+
 
 NETS = (
     BenchmarkNet(
@@ -206,7 +210,7 @@ def train(
 
     Args:
         net: the network, which gives task, batch size and learning rate.
-        model: its model, changed in place.
+        model: its model, on any one device, changed in place.
         data: photographs.
         num_steps: number of steps; 0 leaves the initial weights.
         generator: source of the batches.
@@ -215,10 +219,11 @@ def train(
         The loss of each step.
     """
     optimizer = torch.optim.SGD(model.parameters(), lr=net.learning_rate, momentum=0.9)
+    device = next(model.parameters()).device
     losses = []
     for _ in range(num_steps):
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(model, draw_batch(net, data, generator))
+        loss = loss_of(model, draw_batch(net, data, generator).to(device))
         torch.autograd.backward(loss)
         optimizer.step()
         losses.append(loss.item())

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from demos.devices import device_name
 from demos.training import Settings, WayResult
 
 _PACKAGES = ("torch", "xconv-fx", "networkx", "numpy", "scikit-image")
@@ -108,7 +109,7 @@ def raw_figures(
         "versions": {"python": platform.python_version(), **_package_versions()},
         "device": {
             "type": settings.device,
-            "name": _device_name(settings.device),
+            "name": device_name(settings.device),
             "num_threads": torch.get_num_threads(),
         },
     }
@@ -165,9 +166,3 @@ def _package_versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             versions[package] = None
     return versions
-
-
-def _device_name(device: str) -> str:
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import xconv_fx
+from demos.devices import device_option
 from demos.texture_data import TextureData, check_crop_size, load_photographs, split
 from demos.texture_report import raw_figures, results_table, sentences
 from demos.training import (
@@ -41,7 +42,7 @@ _POSITIVE = click.IntRange(min=1)
 )
 @click.option("--seeds", type=_POSITIVE, default=1, help="Trainings of each way.")
 @click.option("--ways", default=",".join(_DEFAULTS.ways), help="Ways to run the model, by commas.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
+@device_option
 @click.option(
     "--options",
     "options",
@@ -151,8 +152,6 @@ def _check(settings: Settings, data: TextureData) -> None:
         parse_options(settings.backend_options)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--options") from error
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise click.BadParameter("torch finds no CUDA device.", param_hint="--device")
 
 
 def _train(settings: Settings, data: TextureData, console: Console) -> list[WayResult]:

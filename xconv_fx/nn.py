@@ -297,12 +297,18 @@ def _pad(layer: Any, x: Tensor) -> tuple[Tensor, list[int]]:
     return functional.pad(x, flat, mode=mode), [0] * len(sides)
 
 
+# Dynamo of 2.11 cannot trace it.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _autocast_available(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
+
+
 def _autocast(
     x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Cast as autocast would cast the arguments of a convolution."""
     device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not _autocast_available(device) or not torch.is_autocast_enabled(device):
         return x, weight, bias
     if x.dtype == torch.float64:
         return x, weight, bias

@@ -119,7 +119,8 @@ def compare(compile_xconv: Callable[..., Any]) -> Callable[..., Comparison]:
             torch.testing.assert_close(again, output, rtol=0, atol=0, equal_nan=True)
             steps.append(more)
         samples = {
-            name: torch.stack([step[name].double().flatten() for step in steps]) for name in grads
+            name: torch.stack([step[name].double().flatten().cpu() for step in steps])
+            for name in grads
         }
         report = xconv_fx.last_report()
         assert report is not None
@@ -165,7 +166,7 @@ def assert_unbiased() -> Callable[..., None]:
         steps = len(samples)
         assert steps >= NUM_STEPS, "T_LIMITS starts at that many steps"
         t_limit = min(limit for count, limit in T_LIMITS.items() if count <= steps)
-        flat = exact.double().flatten()
+        flat = exact.double().flatten().cpu()
         # Both sides round every intermediate gradient to its dtype, at other values.
         rounding = 4 * torch.finfo(exact.dtype).eps * flat.norm().item()
         bound = torch.zeros_like(flat) if bias_bound is None else bias_bound.double().flatten()
