@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
 
 import models_zoo
 from benchmarks.measure import step_times
@@ -36,7 +37,7 @@ from demos.devices import device_option, device_text
 from passes.rules import Codec
 from xconv_fx import _torch
 from xconv_fx._vector_loads import direct_loads
-from xconv_fx.backend import xconv
+from xconv_fx.backend import device_type_of, xconv
 from xconv_fx.ops import DECOMPOSITIONS
 from xconv_fx.rules import LADDER
 from xconv_fx.sketches.randomness import key_schedule
@@ -169,7 +170,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         if "compiled" in cache:
             return cache["compiled"](*args)
         lowered = make_fx(function, decomposition_table=DECOMPOSITIONS)(*args)
-        settings = _torch.inductor_settings()
+        settings = _torch.inductor_settings(device_type_of(pytree.tree_leaves(args)))
         cache["compiled"] = torch.compile(lowered, backend="inductor", options=settings)
         with direct_loads(), empty_cache():
             return cache["compiled"](*args)

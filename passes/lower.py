@@ -7,6 +7,7 @@ from torch import fx
 
 from passes.decompose import DecompositionTable, Inserter, Traces, decompose
 from passes.joint import output_node
+from passes.merged_sums import merge_sums
 from passes.partition import Partition
 from passes.staged_sums import stage_sums
 from passes.verify import verify_absent
@@ -24,8 +25,9 @@ def lower(
 
     Nothing decomposes after partitioning, so this is the last chance for an op to become
     something the inner compiler can fuse; ``inner_table`` takes apart what the table's
-    functions are made of. With ``channels_last`` see :func:`_copy_convolution_inputs` and
-    :mod:`passes.staged_sums`; for ``traces`` see :func:`passes.decompose.decompose`.
+    functions are made of. Equal sums are taken once (:mod:`passes.merged_sums`). With
+    ``channels_last`` see :func:`_copy_convolution_inputs` and :mod:`passes.staged_sums`; for
+    ``traces`` see :func:`passes.decompose.decompose`.
 
     Raises:
         passes.verify.VerifierError: if a call of the table is left.
@@ -35,6 +37,7 @@ def lower(
     if channels_last:
         _copy_convolution_inputs(forward, Inserter(traces=traces))
     backward = decompose(split.backward, table, inner_table, traces=traces)
+    merge_sums(backward, Inserter(inner_table, traces))
     if channels_last:
         stage_sums(backward, Inserter(inner_table, traces))
     for module in (forward, backward):

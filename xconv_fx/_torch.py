@@ -191,9 +191,21 @@ _SETTINGS = {
 }
 
 
-def inductor_settings() -> dict[str, Any]:
-    """Return the settings under which Inductor decodes late, as far as it has them (2.13)."""
-    return {name: value for name, value in _SETTINGS.items() if hasattr(inductor_config, name)}
+# Off the CPU. A value that several kernels read is stored if it reads more than 4 buffers, and any
+# that reads more than 8: a decoded norm input reads 6, its product with the gradient 8 or 9. A
+# kernel moves bytes for longer than it decodes, and a third of those of a backward were theirs. On
+# the CPU 12 is Inductor's own limit of the second kind, and decoding twice takes longer.
+_ACCELERATOR_SETTINGS = {"realize_reads_threshold": 8, "realize_acc_reads_threshold": 12}
+
+
+def inductor_settings(device_type: str = "cpu") -> dict[str, Any]:
+    """Return the settings under which Inductor decodes late, as far as it has them (2.13).
+
+    Args:
+        device_type: of the graph, as in ``torch.device.type``.
+    """
+    settings = _SETTINGS if device_type == "cpu" else {**_SETTINGS, **_ACCELERATOR_SETTINGS}
+    return {name: value for name, value in settings.items() if hasattr(inductor_config, name)}
 
 
 def inductor_decompositions() -> dict[Any, Callable[..., Any]]:

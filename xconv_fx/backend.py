@@ -12,7 +12,7 @@ import functools
 import hashlib
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -76,7 +76,7 @@ def xconv(
     place = step.place(call)
     inner = inner_compiler(parsed, example_inputs)
     settings = {
-        **_torch.inductor_settings(),
+        **_torch.inductor_settings(device_type_of(example_inputs)),
         **_torch.mode_settings(mode),
         **parsed.inductor,
         **(config_patches or {}),
@@ -273,10 +273,18 @@ def has_convolution(graph: fx.Graph) -> bool:
 def rules_for(options: Options, inner: str, joint: JointGraph) -> passes.Rules:
     """Return the rules for a graph: they depend on how the inner compiler will lay it out."""
     prefers = inner == "inductor" and _torch.inductor_prefers_channels_last(joint.module)
-    vals = (tensor_val(node) for node in joint.primals)
-    device_types = [val.device.type for val in vals if val is not None]
-    device_type = next((found for found in device_types if found != "cpu"), "cpu")
+    device_type = device_type_of(tensor_val(node) for node in joint.primals)
     return make_rules(options, channels_last=prefers, device_type=device_type)
+
+
+def device_type_of(inputs: Iterable[Any]) -> str:
+    """Return the type of the device that a graph runs on; of a CPU and another the other one.
+
+    Args:
+        inputs: of the graph; what is no tensor is passed over.
+    """
+    types = (x.device.type for x in inputs if isinstance(x, torch.Tensor))
+    return next((found for found in types if found != "cpu"), "cpu")
 
 
 def partition_exact(joint: JointGraph, kwargs: dict[str, Any]) -> Partition:
@@ -293,8 +301,7 @@ _RANK_STRIDE = 0x1E3779B97F4A7C15
 
 def inner_compiler(options: Options, example_inputs: Sequence[Any]) -> str:
     """Return the inner compiler, ``aot_eager`` where Inductor cannot work."""
-    tensors = [x for x in example_inputs if isinstance(x, torch.Tensor)]
-    on_cpu = all(x.device.type == "cpu" for x in tensors)
+    on_cpu = device_type_of(example_inputs) == "cpu"
     if options.inner == "inductor" and on_cpu and _torch.missing_cpp_compiler() is not None:
         _warn_no_compiler()
         return "aot_eager"

@@ -108,7 +108,10 @@ class _Observed:
             partition,
             "xconv calibration",
             tracing_decompositions(),
-            {**_torch.inductor_settings(), **self.options.inductor},
+            {
+                **_torch.inductor_settings(backend.device_type_of(example_inputs)),
+                **self.options.inductor,
+            },
             interpreted=True,
         )
 
