@@ -3,9 +3,10 @@
 Run as ``python -m benchmarks.frontier --model unet2d --json frontier.json --chart charts``. One run
 measures all ways of a model (`benchmarks.frontier_ways`) at the same weights on the same batch:
 the allocator's record of the peak, the time in turn, and the error of the weights' gradients
-beside mini-batch noise. Under the table stands what `benchmarks.frontier_results` finds: which
-ways are dominated by which, whether any dominates xconv, and whether xconv is faster, at no higher
-peak, than each of torch's budgets that computes a convolution again.
+beside mini-batch noise (on a GPU without tf32). Under the table stands what
+`benchmarks.frontier_results` finds: which ways are dominated by which, whether any dominates xconv,
+and whether xconv is faster, at no higher peak, than each of torch's budgets that computes a
+convolution again.
 """
 
 from __future__ import annotations

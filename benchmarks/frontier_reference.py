@@ -2,7 +2,8 @@
 
 In: a net, photographs and settings. Out: a frozen reference, and the errors of a way's gradients
 to it. The net is trained for some steps, eagerly, so that its mini-batch noise is that of a
-training under way.
+training under way. Gradients that are compared are taken without tf32, in which a GPU convolves by
+default: its rounding alone moves the gradients of a deep net by a quarter of their length.
 
 Exact gradients are known to rounding only, and rounding decides near-ties of a max-pool and signs
 at a relu: fp32 and fp64 differ by 0.4 % on a U-Net, two layouts in fp64 by 1e-14. So eager's and
@@ -14,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -83,11 +85,12 @@ def make_reference(net: BenchmarkNet, data: TextureData, settings: Settings) -> 
     train(net, model, data, settings.num_steps, generator)
     parameters = dict(model.named_parameters())
     batch = draw_batch(net, data, generator).to(settings.device)
-    exact = gradients_of(model, parameters, batch)
-    of_batches = [
-        gradients_of(model, parameters, draw_batch(net, data, generator).to(settings.device))
-        for _ in range(settings.num_batches)
-    ]
+    with _without_tf32():
+        exact = gradients_of(model, parameters, batch)
+        of_batches = [
+            gradients_of(model, parameters, draw_batch(net, data, generator).to(settings.device))
+            for _ in range(settings.num_batches)
+        ]
     kinds, vanishing = parameter_kinds(model), vanishing_gradients(exact)
     noise = {
         name: minibatch_noise([gradients[name] for gradients in of_batches])
@@ -108,7 +111,10 @@ def gradient_errors(run: Run, reference: Reference, num_seeds: int) -> dict[str,
     Returns:
         Relative rms errors by name, to those exact gradients that are nearest on the whole.
     """
-    estimates = [gradients_of(run, reference.parameters, reference.batch) for _ in range(num_seeds)]
+    with _without_tf32():
+        estimates = [
+            gradients_of(run, reference.parameters, reference.batch) for _ in range(num_seeds)
+        ]
     return min(
         (_errors(estimates, exact, reference.noise) for exact in reference.exact),
         key=lambda errors: root_mean_square(errors.values()),
@@ -117,7 +123,8 @@ def gradient_errors(run: Run, reference: Reference, num_seeds: int) -> dict[str,
 
 def with_baseline(reference: Reference, run: Run) -> Reference:
     """Add the gradients of an exact way, the baseline, to those of eager."""
-    gradients = gradients_of(run, reference.parameters, reference.batch)
+    with _without_tf32():
+        gradients = gradients_of(run, reference.parameters, reference.batch)
     return dataclasses.replace(reference, exact=(*reference.exact, gradients))
 
 
@@ -125,6 +132,10 @@ def run_step(run: Run, reference: Reference) -> None:
     """Run a training step without the update: forward, backward, gradients dropped."""
     torch.autograd.backward(loss_of(run, reference.batch))
     reference.model.zero_grad(set_to_none=True)
+
+
+def _without_tf32() -> Any:
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 def _errors(
