@@ -115,6 +115,16 @@ def test_probes_beyond_a_values_size_leave_it_exact_and_the_report_says_so(compi
     assert "the tensor has 99" in row.reason
 
 
+@pytest.mark.parametrize("devices", [("cpu", "meta"), ("meta", "cpu"), ("meta",)])
+def test_a_graph_on_a_cpu_and_another_device_counts_as_the_others(devices):
+    inputs = [3, *(torch.empty(2, device=device) for device in devices)]
+    assert backend.device_type_of(inputs) == "meta"
+
+
+def test_a_graph_of_no_tensors_counts_as_the_cpus():
+    assert backend.device_type_of([3]) == "cpu"
+
+
 def test_a_graph_without_a_convolution_is_left_exact(compile_xconv):
     model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 2))
     x = torch.randn(16, 6)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import xconv_fx
 from benchmarks.measure import step_memory
+from xconv_fx.backend import xconv
 from xconv_fx.rules import LADDER
 from xconv_fx.sketches.randomness import key_schedule
 
@@ -114,7 +115,7 @@ def test_replayed_graphs_draw_new_seeds(assert_unbiased):
     """A CUDA graph that replayed its seeds would repeat its error, which no training averages."""
     net, x = smooth_net().to(DEVICE), torch.randn(4, 3, 16, 16, device=DEVICE)
     exact = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
-    compiled: Any = torch.compile(net, backend="xconv", mode="reduce-overhead")
+    compiled: Any = torch.compile(net, backend=xconv, mode="reduce-overhead")
     steps = []
     for _ in range(48):
         torch.compiler.cudagraph_mark_step_begin()
@@ -174,12 +175,13 @@ def test_what_is_predicted_to_be_kept_is_kept(name):
         return call(x).square().sum()
 
     measured = {}
-    for backend in ("inductor", "xconv"):
+    backends: dict[str, Any] = {"inductor": "inductor", "xconv": xconv}
+    for way, backend in backends.items():
         compiled: Any = torch.compile(net, backend=backend)
         for _ in range(2):
             loss_of(compiled).backward()
             net.zero_grad(set_to_none=True)
-        measured[backend] = step_memory(lambda c=compiled: loss_of(c), device=DEVICE)
+        measured[way] = step_memory(lambda c=compiled: loss_of(c), device=DEVICE)
         net.zero_grad(set_to_none=True)
 
     report = xconv_fx.last_report()

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import xconv_fx
+from xconv_fx import _torch
 
 MIDDLES = {
     "relu": lambda: [nn.BatchNorm2d(4), nn.ReLU()],
@@ -52,6 +53,27 @@ def test_what_a_norm_decodes_for_its_backward_is_not_stored(compile_xconv):
     whole = [value for value in peak.largest if value.nbytes == 4 * 4 * 16 * 32 * 32]
     # The gradient that the norm hands on, and one more; by default four.
     assert len(whole) <= 2
+
+
+@pytest.mark.parametrize(("device_type", "most"), [("cpu", 3), ("cuda", 2)])
+def test_off_the_cpu_a_norm_decodes_its_input_wherever_it_is_read(device_type, most, compile_xconv):
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 4, 3),
+    )
+    x = torch.randn(4, 3, 32, 32)
+    settings = _torch.inductor_settings(device_type)
+    compile_xconv(net, inner="inductor", inductor=settings)(x).square().sum().backward()
+
+    peak = xconv_fx.last_report().memory.peak
+    whole = [value for value in peak.largest if value.nbytes == 4 * 4 * 16 * 32 * 32]
+    # The gradients in and out of a norm or convolution, and on the CPU what was decoded.
+    assert len(whole) == most
 
 
 def test_a_batch_of_any_size_compiles_once_and_is_near_the_exact_step(compile_xconv):
