@@ -3,8 +3,7 @@
 Run as ``python -m benchmarks.memory_model``. Every zoo model, at several batch sizes and with both
 inner compilers, is compiled together with its loss, so that the step is one graph; what its report
 predicts is set against the allocator's own record (`benchmarks.measure`): live between forward and
-backward, and the peak. Both are above what is allocated before the step. On a GPU the peak has the
-workspace of cuDNN as well, which is not predicted.
+backward, and the peak. Both are above what is allocated before the step.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def measured_nbytes(target, args):
     return step_memory(call).peak_nbytes - held_nbytes
 
 
-def node_of(target, args):
+def node_of(target, args, device="cpu"):
     graph = torch.fx.Graph()
     mode = FakeTensorMode()
     nodes = []
@@ -41,7 +41,9 @@ def node_of(target, args):
             nodes.append(arg)
             continue
         node = graph.placeholder(f"x{i}")
-        node.meta["val"] = mode.from_tensor(arg)
+        with mode:
+            val = torch.empty_strided(arg.shape, arg.stride(), dtype=arg.dtype, device=device)
+        node.meta["val"] = val
         nodes.append(node)
     node = graph.call_function(target, tuple(nodes))
     with mode:
@@ -117,9 +119,28 @@ def test_tensors_that_the_inner_compiler_lays_out_otherwise_count_as_laid_out():
 
 def test_other_calls_and_other_devices_need_nothing():
     assert workspace_nbytes(node_of(aten.mul.Tensor, (torch.ones(4), torch.ones(4)))) == 0
-    x, weight, _ = (t.to("meta") for t in tensors(2, 8, channels_last=False))
+    x, weight, _ = tensors(2, 8, channels_last=False)
     target, args = call_of("forward", 2, x, weight, x)
-    assert workspace_nbytes(node_of(target, args)) == 0
+    assert workspace_nbytes(node_of(target, args, "meta")) == 0
+
+
+@pytest.mark.parametrize("kind", ["forward", "input gradient", "weight gradient"])
+@pytest.mark.parametrize("num_dims", [2, 3])
+def test_on_a_gpu_all_is_copied_that_is_not_channels_last(kind, num_dims):
+    x, weight, grad = tensors(num_dims, 12, channels_last=False)
+    target, args = call_of(kind, num_dims, x, weight, grad)
+    node = node_of(target, args, "cuda")
+    result = node.meta["val"]
+    results = [r for r in (result if isinstance(result, tuple) else (result,)) if r is not None]
+    inputs = [n.meta["val"] for n in node.all_input_nodes[:2]]
+
+    assert workspace_nbytes(node) == sum(tensor.nbytes for tensor in (*inputs, *results))
+
+
+@pytest.mark.parametrize("kind", ["forward", "input gradient", "weight gradient"])
+def test_on_a_gpu_channels_last_needs_nothing(kind):
+    target, args = call_of(kind, 2, *tensors(2, 12, channels_last=True))
+    assert workspace_nbytes(node_of(target, args, "cuda")) == 0
 
 
 def test_composite_prims_are_charged_by_the_element():
