@@ -193,8 +193,9 @@ _SETTINGS = {
 
 # Off the CPU. A value that several kernels read is stored if it reads more than 4 buffers, and any
 # that reads more than 8: a decoded norm input reads 6, its product with the gradient 8 or 9. A
-# kernel moves bytes for longer than it decodes, and a third of those of a backward were theirs. On
-# the CPU 12 is Inductor's own limit of the second kind, and decoding twice takes longer.
+# kernel moves bytes there for longer than it decodes, and a third of those of a backward were
+# theirs (2.11). On the CPU the second limit is 12 anyway, and with 8 as the first one peaks rise by
+# a sixth: all loops between two calls are one function, whose buffers are live together (2.13).
 _ACCELERATOR_SETTINGS = {"realize_reads_threshold": 8, "realize_acc_reads_threshold": 12}
 
 
