@@ -21,6 +21,10 @@ from passes.joint import layout_hint, tensor_nbytes, tensor_val
 
 aten = torch.ops.aten
 
+# Channels in a block of oneDNN's format, and those of an image.
+_BLOCK = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
+_IMAGE_CHANNELS = 3
+
 # Batch from which aten hands 1x1 convolutions to oneDNN even on one thread.
 _ONEDNN_BATCH = 16
 
@@ -97,7 +101,8 @@ def convolution_nbytes(
     # to the plain one.
     scattered = transposed and any(s != 1 for s in stride)
     result_nbytes = _nbytes(result) * (2 if scattered else 1)
-    return max(_reordered_nbytes(x) + _nbytes(weight), result_nbytes)
+    filled = _filled_nbytes(result, [1]) - _nbytes(result)
+    return max(_reordered_nbytes(x) + _filled_nbytes(weight, [0, 1]) + filled, result_nbytes)
 
 
 def weight_gradient_nbytes(
@@ -112,7 +117,11 @@ def weight_gradient_nbytes(
         return _copied_nbytes(grad, x) + 3 * _nbytes(weight)
     # In 3-D oneDNN's gradient has a scratchpad of three more weights beside its own format.
     weights = _nbytes(weight) * (4 if x.dim() == 5 else 1)
-    return max(_reordered_nbytes(grad) + _reordered_nbytes(x), weights)
+    filled = _filled_nbytes(weight, [0, 1]) - _nbytes(weight)
+    # An image of three channels stays as it is.
+    image = _torch.size_hint(x.shape[1]) == _IMAGE_CHANNELS
+    copied = _nbytes(x) if image else _reordered_nbytes(x)
+    return max(_reordered_nbytes(grad) + copied + filled, weights)
 
 
 def _cudnn_nbytes(first: torch.Tensor, second: torch.Tensor, third: torch.Tensor) -> int:
@@ -161,7 +170,16 @@ def _is_native(x: torch.Tensor, weight: torch.Tensor, stride: Sequence[int]) -> 
 
 def _reordered_nbytes(x: torch.Tensor) -> int:
     """Bytes of the copy in oneDNN's format, and of a contiguous one before it if need be."""
-    return _nbytes(x) * (1 if _is_contiguous(x) else 2)
+    return _filled_nbytes(x, [1]) + (0 if _is_contiguous(x) else _nbytes(x))
+
+
+def _filled_nbytes(x: torch.Tensor, dims: Sequence[int]) -> int:
+    """Bytes in oneDNN's format, whose channels come in blocks, the last of which is filled up."""
+    nbytes = _nbytes(x)
+    for dim in dims:
+        channels = _torch.size_hint(x.shape[dim]) or 1
+        nbytes = nbytes // channels * (-(-channels // _BLOCK) * _BLOCK)
+    return nbytes
 
 
 def _nbytes(x: torch.Tensor) -> int:
