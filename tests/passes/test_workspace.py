@@ -90,6 +90,10 @@ def test_a_convolution_needs_what_the_model_says(kind, num_dims, size, channels_
     assert measured - SCRATCHPAD <= predicted <= measured + 4 * weight.nbytes + copied
 
 
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX2",
+    reason="what oneDNN picks where vectors are of another width was not measured",
+)
 @pytest.mark.parametrize("kind", ["forward", "input gradient", "weight gradient"])
 @pytest.mark.parametrize(("channels", "outputs"), [(12, 12), (12, 16), (16, 12), (20, 24)])
 def test_channels_that_do_not_fill_a_block_are_filled_up(channels, outputs, kind):
