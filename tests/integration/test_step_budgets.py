@@ -73,19 +73,26 @@ def run(num_stages, **options):
 _TOLERANCE = {"aot_eager": 1e-3, "inductor": 0.05}
 
 
-# Of the peak of a step that may keep all: 0.85 can be reached by two graphs under aot_eager, where
-# the copies that a convolution of 12 channels makes for itself are two fifths of it.
-_SHARE = 0.87
+# Of the peak of a step that may keep all: 0.85 is the least that two graphs reach under aot_eager,
+# where the copies that a convolution of 12 channels makes for itself are two fifths of it.
+_TWO_GRAPHS_SHARE = 0.87
 
 
-@pytest.mark.parametrize("num_stages", [2, 3])
-@pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
-def test_the_measured_peak_of_a_whole_step_is_within_the_budget(inner, num_stages):
+@pytest.mark.parametrize(
+    ("inner", "num_stages", "share"),
+    [
+        ("aot_eager", 2, _TWO_GRAPHS_SHARE),
+        ("aot_eager", 3, 0.8),
+        ("inductor", 2, 0.8),
+        ("inductor", 3, 0.8),
+    ],
+)
+def test_the_measured_peak_of_a_whole_step_is_within_the_budget(inner, num_stages, share):
     roomy, report = run(num_stages, inner=inner, memory_budget="1GiB")
     assert len(report.graphs) == num_stages
     assert roomy == pytest.approx(report.predicted_peak_nbytes, rel=_TOLERANCE[inner])
 
-    limit = int(_SHARE * roomy)
+    limit = int(share * roomy)
     options = {"memory_budget": limit, "memory_budget_graphs": num_stages}
     measured, tight = run(num_stages, inner=inner, **options)
     assert tight.predicted_peak_nbytes <= limit == tight.limit_nbytes
@@ -95,7 +102,7 @@ def test_the_measured_peak_of_a_whole_step_is_within_the_budget(inner, num_stage
 
 def test_by_default_a_graph_that_ends_in_a_break_leaves_as_much_as_it_keeps():
     roomy, _ = run(2, memory_budget="1GiB")
-    limit = int(_SHARE * roomy)
+    limit = int(_TWO_GRAPHS_SHARE * roomy)
     measured, report = run(2, memory_budget=limit)
     assert measured == pytest.approx(report.predicted_peak_nbytes, rel=_TOLERANCE["aot_eager"])
     assert report.predicted_peak_nbytes <= limit
