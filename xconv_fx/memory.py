@@ -93,10 +93,9 @@ def _signs_nbytes(node: fx.Node, laid_out: Layouts) -> int:
     """What drawing rows of tiles holds besides its results, see ``sketches.tiles``."""
     del laid_out
     signs, divisors = (tensor_nbytes(val) or 0 for val in node.meta["val"])
-    num_spatial: int = node.meta["val"][1].dim() - 3
-    (side,) = ints(node.args[2:3])
-    words: int = signs // side**num_spatial
-    return signs + divisors + (num_spatial * (side.bit_length() - 1) + 1) * words
+    num_rows: int = node.meta["val"][1].shape[0]
+    words = divisors // num_rows
+    return max(signs, divisors) + divisors + words
 
 
 def _maps_nbytes(node: fx.Node, laid_out: Layouts) -> int:

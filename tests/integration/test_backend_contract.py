@@ -463,7 +463,8 @@ def test_a_report_tells_bytes_against_the_stock_partition(compile_xconv):
 
     # The one sketch's row of the key schedule, 40 int32, is kept as well.
     assert report.kept_nbytes == sum(row.kept_nbytes for row in report.values) + 160
-    assert report.stock_nbytes > 4 * report.kept_nbytes
+    # Ranges and seeds of a net so small weigh as much as its codes.
+    assert report.stock_nbytes > 2 * report.kept_nbytes
     assert report.ratio == report.kept_nbytes / report.stock_nbytes
 
 

@@ -71,14 +71,14 @@ def test_the_ladder_goes_down_to_a_quarter_of_a_bit(shape):
 
 
 @pytest.mark.parametrize("shape", [(8, 16, 64), (8, 16, 32, 32), (8, 16, 16, 16, 16), (4, 8, 7, 9)])
-def test_the_default_price_buys_two_bits(shape):
-    price = Options().noise_price
+@pytest.mark.parametrize(("price", "bits"), [(Options().noise_price, 4), (0.03, 2)])
+def test_what_a_price_buys(shape, price, bits):
     size = 4 * math.prod(shape)
     fitting = [codec for codec in LADDER if codec.supports(shape, torch.float32) is None]
     best = min(
         fitting, key=lambda c: c.nbytes(shape, torch.float32) + price * c.noise(shape) * size
     )
-    assert best == Quantize(2)
+    assert best == Quantize(bits)
 
 
 def test_a_codec_chosen_by_name_pays_no_price_for_its_noise():

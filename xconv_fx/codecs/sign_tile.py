@@ -16,7 +16,7 @@ from xconv_fx.ops import sketching
 from xconv_fx.sketches.layout import Size
 from xconv_fx.sketches.octonions import DIM, MEAN_ABS_COORDINATE, num_vectors
 from xconv_fx.sketches.quantize import compute_dtype
-from xconv_fx.sketches.tile_rows import num_planes, num_rows, sum_inverse_probabilities
+from xconv_fx.sketches.tile_rows import num_planes, num_rows, row_moments
 from xconv_fx.sketches.tiles import grid_of
 
 # Of the means and the lengths.
@@ -100,16 +100,16 @@ class SignTile:
     def noise(self, shape: Sequence[int]) -> float:
         """Model the noise for independent standard normal elements, as ``Tile`` does.
 
-        A row drawn m times enters its vector with the second moment ``e = sum_k 1 / (m^2 p_k)``,
-        one of a level kept whole with 1. A vector of n rows and 8 - n zeros, with E the sum of its
-        e, comes back with ``(n A + B) E``: with ``d = 8`` and kappa of ``sketches.octonions`` the
-        covariance of a vector of length 1 is ``A I + B y y^T``, so that ``8 A + B`` and ``A + B``
-        follow from ``|y_hat|^2`` and ``E <y_hat, y>^2``. Its length has the variance
-        ``sum e^2 / (2 E)``, of which rounding takes ``Quantize.noise``. See there on activations.
+        Rows enter their vector with the second moments e of ``tile_rows.row_moments``. A vector of
+        n rows and 8 - n zeros, with E the sum of its e, comes back with ``(n A + B) E``: with ``d =
+        8`` and kappa of ``sketches.octonions`` the covariance of a vector of length 1 is ``A I + B
+        y y^T``, so that ``8 A + B`` and ``A + B`` follow from ``|y_hat|^2`` and ``E <y_hat, y>^2``.
+        Its length has the variance ``sum e^2 / (2 E)``, of which rounding takes
+        ``Quantize.noise``. See there on activations.
         """
         num_spatial = len(shape) - 2
         across, along = _vector_moments()
-        moments = _row_moments(num_spatial, self.kept)
+        moments = row_moments(num_spatial, self.kept)
         rounded = _SCALARS.noise(self._scalars_shape(shape))
         total = 1.0 + rounded
         for first in range(0, len(moments), DIM):
@@ -141,16 +141,6 @@ class SignTile:
         count = 1 + num_vectors(num_planes(len(size) - 2, self.kept))
         grid = grid_of(size, self.side)
         return [grid[0], count * grid[1], *grid[2:]]
-
-
-def _row_moments(num_spatial: int, kept: Sequence[int]) -> list[float]:
-    """Return the second moments of the kept rows, for coefficients of variance 1."""
-    moments: list[float] = []
-    for level, count in enumerate(kept, 1):
-        whole = count >= num_rows(num_spatial, level)
-        inverse = sum_inverse_probabilities(num_spatial, level)
-        moments += [1.0 if whole else inverse / count**2] * min(count, num_rows(num_spatial, level))
-    return moments
 
 
 def _vector_moments() -> tuple[float, float]:

@@ -14,7 +14,7 @@ from xconv_fx.errors import OptionError
 from xconv_fx.ops import sketching
 from xconv_fx.sketches.layout import Size
 from xconv_fx.sketches.quantize import compute_dtype
-from xconv_fx.sketches.tile_rows import num_planes, num_rows, sum_inverse_probabilities
+from xconv_fx.sketches.tile_rows import num_planes, num_rows, row_moments
 from xconv_fx.sketches.tiles import grid_of
 
 ALLOWED_SIDES = (2, 4, 8)
@@ -104,27 +104,21 @@ class Tile:
     def noise(self, shape: Sequence[int]) -> float:
         """Model the noise for independent standard normal elements, as ``Quantize`` does.
 
-        Every row then has the mean energy 1, and ``c_k / (m p_k)``, drawn m times, the sum of
-        second moments ``A = sum_k 1 / (m p_k)``. Drawing adds ``A - n`` for the n rows of a
-        level, quantising the fraction ``q`` of ``1 + sum A``; both over T. A level kept whole has
-        ``A = n``.
+        Every row then has the mean energy 1, and the terms ``c_k / (m p_k)`` of a level the sum
+        of second moments A of ``tile_rows.row_moments``. Drawing adds ``A - n`` for the n rows of
+        a level, quantising the fraction ``q`` of ``1 + sum A``; both over T. A level kept whole
+        has ``A = n``.
 
         Activations are smooth: most of their energy is in the means, and this noise is several
         times too high for them. ``Quantize.noise`` is too high by about as much (its ranges are
         wide because of the mean and few large elements), so the two compare as they should.
         """
         num_spatial = len(shape) - 2
-        num_elements = float(self.side) ** num_spatial
-        drawn = kept = 0.0
-        for level, count in enumerate(self.kept, 1):
-            total = num_rows(num_spatial, level)
-            moments = float(total)
-            if count < total:
-                moments = sum_inverse_probabilities(num_spatial, level) / count
-            drawn += moments - total
-            kept += moments
+        kept = sum(row_moments(num_spatial, self.kept))
+        levels = range(1, len(self.kept) + 1)
+        drawn = kept - sum(num_rows(num_spatial, level) for level in levels)
         rounded = Quantize(self.bits).noise(self._planes_shape(shape))
-        return (drawn + rounded * (1.0 + kept)) / num_elements
+        return (drawn + rounded * (1.0 + kept)) / float(self.side) ** num_spatial
 
     def supports(self, shape: Sequence[int], dtype: torch.dtype) -> str | None:
         """See :meth:`Codec.supports`; no spatial extent may be below the side of a tile."""

@@ -5,14 +5,21 @@ rows and the proof that drawing is unbiased: see ``sketches.tiles``.
 
 A row of level l in d dimensions is d numbers of L bits. Their bits below the level's finest,
 which is bit L - l, are 0. Those above, ``d (l - 1)`` together, are uniform and shared by the draws
-of a level, the j-th of which flips the bits of j, so that draws name different rows. Which axes
-have the finest bit set comes from a table of 8 (16 in 3 dimensions) equally likely entries that
-holds each single axis 3 times, each pair twice, all three once: the energy of activations falls
-so, and probabilities are ratios of small integers. In one dimension there is no choice.
+of a level, the j-th of which flips the bits of j, so that draws name different rows.
+
+Which axes have the finest bit set is the *kind* of a row; a level has ``2^d - 1`` kinds of ``n_k =
+2^(d (l - 1))`` rows. With as many draws as kinds each kind is *allotted* its own, ``m_k``, and what
+it stands for is estimated by itself: ``1 / (m p)`` becomes ``n_k / m_k``, 1 for a kind that is kept
+whole. They are shared out so that ``sum_k w_k^2 / m_k`` is least, with the weights ``w`` = 3 for
+single axes, 2 for pairs, 1 for all three: the energy of activations falls by kinds as ``w^2``
+does. With fewer draws the kind is drawn too, in proportion to w, from a table of 8 (16 in 3
+dimensions) equally likely entries. In one dimension there is one kind.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,16 +29,15 @@ from torch import Tensor
 from xconv_fx.sketches.layout import Size, known, numel_of
 from xconv_fx.sketches.randomness import random_bits
 
-# For each number of spatial dimensions: bits of a draw, and for each axis the entries of the table
-# in which it has the finest bit set, as a bit mask.
-_TYPE_BITS = (0, 3, 4)
-_TYPE_MASKS = (
-    (0b1,),
-    (0b11_000_111, 0b11_111_000),
-    (0b1_11_11_00_000_000_111, 0b1_11_00_11_000_111_000, 0b1_00_11_11_111_000_000),
-)
+# In 2 and 3 dimensions: bits of the draw of a kind, and for each axis the entries of the table in
+# which it has the finest bit set, as a bit mask.
+_KIND_BITS = {2: 3, 3: 4}
+_KIND_MASKS = {
+    2: (0b11_000_111, 0b11_111_000),
+    3: (0b1_11_11_00_000_000_111, 0b1_11_00_11_000_111_000, 0b1_00_11_11_111_000_000),
+}
 # Draws of one level step through the table by this much: the next entry names other axes.
-_TYPE_STEP = 3
+_KIND_STEP = 3
 _ROUND_STEP = 4
 _STREAM = 11
 
@@ -42,7 +48,7 @@ class Rows(NamedTuple):
     Attributes:
         number: k, its bits axis by axis; int32 ``(R, *words)``.
         divisor: with the factors of :func:`row_factors`, ``1 / (m p(k)) = factor / divisor``; int32
-            like ``number``, 1 in a level kept whole.
+            like ``number``, 1 where the kinds of a level are allotted.
     """
 
     number: Tensor
@@ -62,19 +68,47 @@ def num_rows(num_spatial: int, level: int) -> int:
     return ((1 << num_spatial) - 1) << (num_spatial * (level - 1))
 
 
-def sum_inverse_probabilities(num_spatial: int, level: int) -> float:
-    """Sum ``1 / p(k)`` over the rows of a level, p(k) their probabilities in one draw.
+@functools.cache
+def allotment(num_spatial: int, level: int, count: int) -> tuple[int, ...] | None:
+    """Share the draws of a level out among the kinds of its rows.
 
     Args:
         num_spatial: 1, 2 or 3.
         level: 1 for the coarsest.
+        count: draws; more than the level has rows are as many as it has.
 
     Returns:
-        The sum: ``n**2`` if the n rows were drawn evenly.
+        For each kind, a bit mask of axes from 1 on, its number of draws, 1 at least; None with
+        fewer draws than kinds.
     """
-    num_entries = _num_entries(num_spatial)
-    kinds = sum(num_entries / (4 - code.bit_count()) for code in range(1, 1 << num_spatial))
-    return kinds * (1 << 2 * num_spatial * (level - 1))
+    weights = [_weight(kind) for kind in range(1, 1 << num_spatial)]
+    if count < len(weights):
+        return None
+    shares, present = [1] * len(weights), _rows_of_a_kind(num_spatial, level)
+    for _ in range(min(count, num_rows(num_spatial, level)) - len(weights)):
+        pairs = zip(weights, shares, strict=True)
+        gains = [w**2 / (m * (m + 1)) if m < present else 0.0 for w, m in pairs]
+        shares[gains.index(max(gains))] += 1
+    return tuple(shares)
+
+
+def finest_kinds(num_spatial: int, kept: Sequence[int]) -> list[int] | None:
+    """Return how each row that is kept changes between neighbouring elements.
+
+    Args:
+        num_spatial: 1, 2 or 3.
+        kept: m of each level, coarsest first.
+
+    Returns:
+        For each row the axes, a bit mask, along which its sign changes within each pair of
+        elements: its kind in the finest level, 0 in the others. None where kinds of the finest
+        level are drawn.
+    """
+    shares = allotment(num_spatial, len(kept), kept[-1])
+    if shares is None:
+        return None
+    finest = [kind for kind, share in enumerate(shares, 1) for _ in range(share)]
+    return [0] * (num_planes(num_spatial, kept) - 1 - len(finest)) + finest
 
 
 def num_planes(num_spatial: int, kept: Sequence[int]) -> int:
@@ -99,10 +133,37 @@ def row_factors(num_spatial: int, kept: Sequence[int]) -> list[float]:
     """
     factors: list[float] = []
     for level, count in enumerate(kept, 1):
-        present = num_rows(num_spatial, level)
-        drawn = _num_entries(num_spatial) * 2.0 ** (num_spatial * (level - 1)) / count
-        factors += [1.0] * present if count >= present else [drawn] * count
+        present = _rows_of_a_kind(num_spatial, level)
+        shares = allotment(num_spatial, level, count)
+        if shares is None:
+            factors += [2.0 ** _KIND_BITS[num_spatial] * present / count] * count
+        else:
+            factors += [present / share for share in shares for _ in range(share)]
     return factors
+
+
+def row_moments(num_spatial: int, kept: Sequence[int]) -> list[float]:
+    """Return the second moment of ``c_k / (m p(k))`` of each row, for coefficients of variance 1.
+
+    Args:
+        num_spatial: 1, 2 or 3.
+        kept: m of each level, coarsest first.
+
+    Returns:
+        ``sum_k 1 / (m^2 p(k))`` over the rows of the level, or of the kind where kinds are
+        allotted; 1 of what is kept whole.
+    """
+    moments: list[float] = []
+    for level, count in enumerate(kept, 1):
+        present = _rows_of_a_kind(num_spatial, level)
+        shares = allotment(num_spatial, level, count)
+        if shares is None:
+            entries = 1 << _KIND_BITS[num_spatial]
+            inverse = sum(entries / _weight(kind) for kind in range(1, 1 << num_spatial))
+            moments += [inverse * (present / count) ** 2] * count
+        else:
+            moments += [(present / share) ** 2 for share in shares for _ in range(share)]
+    return moments
 
 
 def draw_words(grid: Size, seed: Tensor) -> Tensor:
@@ -138,60 +199,69 @@ def draw_rows(words: Tensor, num_spatial: int, side: int, kept: Sequence[int]) -
     """
     numbers, divisors = [], []
     for level, count in enumerate(kept, 1):
-        present = num_rows(num_spatial, level)
-        index = torch.arange(min(count, present), dtype=torch.int32, device=words.device)
-        index = index.view([-1] + [1] * words.dim())
-        if count >= present:
-            number = _number(*_all_rows(index, num_spatial), level, side)
-            numbers.append(number.expand([present, *words.shape]))
-            divisors.append(torch.ones_like(numbers[-1]))
-            continue
-        coarse, finest = _draw_level(words, index, num_spatial, level)
-        numbers.append(_number(coarse, finest, level, side))
-        divisors.append(4 - sum(finest[1:], start=finest[0]))
-        words = torch.bitwise_right_shift(
-            words, _num_coarse(num_spatial, level) + _TYPE_BITS[num_spatial - 1]
-        )
+        drawn, words = _draw_level(words, num_spatial, level, count, side)
+        numbers.append(drawn.number)
+        divisors.append(drawn.divisor)
     return Rows(torch.cat(numbers), torch.cat(divisors))
 
 
-def _num_coarse(num_spatial: int, level: int) -> int:
-    return num_spatial * (level - 1)
-
-
-def _all_rows(index: Tensor, num_spatial: int) -> tuple[Tensor, list[Tensor]]:
-    """Number the rows of a level kept whole: bits above the finest, and the finest of each axis."""
-    kinds = 2**num_spatial - 1
-    coarse = torch.div(index, kinds, rounding_mode="floor")
-    kind = index - coarse * kinds + 1
-    return coarse, [torch.bitwise_right_shift(kind, axis) & 1 for axis in range(num_spatial)]
-
-
 def _draw_level(
-    words: Tensor, draw: Tensor, num_spatial: int, level: int
-) -> tuple[Tensor, list[Tensor]]:
-    """Read the draws of a level off the lowest bits of the words, as :func:`_all_rows` does."""
-    num_coarse = _num_coarse(num_spatial, level)
-    type_bits, masks = _TYPE_BITS[num_spatial - 1], _TYPE_MASKS[num_spatial - 1]
-    coarse = (words ^ draw) & (2**num_coarse - 1)
+    words: Tensor, num_spatial: int, level: int, count: int, side: int
+) -> tuple[Rows, Tensor]:
+    """Read the rows of a level off the lowest bits of the words; return the bits left as well."""
+    num_draws = min(count, num_rows(num_spatial, level))
+    index = torch.arange(num_draws, dtype=torch.int32, device=words.device)
+    index = index.view([-1] + [1] * words.dim())
+    num_coarse = num_spatial * (level - 1)
+    coarse = (words ^ index).bitwise_and_(2**num_coarse - 1)
+    words = torch.bitwise_right_shift(words, num_coarse)
+    shares = allotment(num_spatial, level, count)
+    if shares is not None:
+        finest = _allotted_kinds(index, shares, num_spatial)
+        divisor = words.new_ones(()).expand(coarse.shape)
+    else:
+        finest = _drawn_kinds(words, index, num_spatial, num_coarse)
+        divisor = 4 - sum(finest[1:], start=finest[0])
+        words = torch.bitwise_right_shift(words, _KIND_BITS[num_spatial])
+    return Rows(_number(coarse, finest, level, side), divisor), words
+
+
+def _weight(kind: int) -> int:
+    """Return how likely a kind is drawn, in entries of the table."""
+    return 4 - kind.bit_count()
+
+
+def _rows_of_a_kind(num_spatial: int, level: int) -> int:
+    return 1 << (num_spatial * (level - 1))
+
+
+def _allotted_kinds(index: Tensor, shares: Sequence[int], num_spatial: int) -> list[Tensor]:
+    """Return for each axis whether the draws have the finest bit set in it, kind by kind."""
+    kind = torch.ones_like(index)
+    for first in list(itertools.accumulate(shares))[:-1]:  # of the next kind
+        kind = kind + (index >= first)
+    return [torch.bitwise_right_shift(kind, axis) & 1 for axis in range(num_spatial)]
+
+
+def _drawn_kinds(words: Tensor, draw: Tensor, num_spatial: int, num_coarse: int) -> list[Tensor]:
+    """Read the kinds of the draws off the lowest bits of the words, as :func:`_allotted_kinds`."""
+    kind_bits = _KIND_BITS[num_spatial]
     # The steps come round after so many draws; another one keeps the next ones apart.
-    rounds = torch.bitwise_right_shift(draw, max(num_coarse, type_bits))
-    step = _TYPE_STEP * draw + _ROUND_STEP * rounds
-    entry = (torch.bitwise_right_shift(words, num_coarse) + step) & (2**type_bits - 1)
-    finest = [torch.bitwise_right_shift(torch.full_like(entry, mask), entry) & 1 for mask in masks]
-    return coarse, finest
+    rounds = torch.bitwise_right_shift(draw, max(num_coarse, kind_bits))
+    step = _KIND_STEP * draw + _ROUND_STEP * rounds
+    entry = (words + step) & (2**kind_bits - 1)
+    return [
+        torch.bitwise_right_shift(torch.full_like(entry, mask), entry) & 1
+        for mask in _KIND_MASKS[num_spatial]
+    ]
 
 
 def _number(coarse: Tensor, finest: Sequence[Tensor], level: int, side: int) -> Tensor:
     """Write rows as numbers, from their bits above the finest and the finest of each axis."""
     num_bits = side.bit_length() - 1
-    number = torch.zeros_like(finest[0])
+    number = torch.zeros_like(coarse)
     for axis, bit in enumerate(finest):
-        high = torch.bitwise_right_shift(coarse, axis * (level - 1)) & (2 ** (level - 1) - 1)
-        number = number + (high * 2 + bit) * 2 ** (num_bits - level + axis * num_bits)
+        high = torch.bitwise_right_shift(coarse, axis * (level - 1))
+        high.bitwise_and_(2 ** (level - 1) - 1).mul_(2).add_(bit)
+        number.add_(high, alpha=2 ** (num_bits - level + axis * num_bits))
     return number
-
-
-def _num_entries(num_spatial: int) -> int:
-    """Return the size of the table in which a kind of row has 4 - (axes of it) entries."""
-    return 3 if num_spatial == 1 else 2 ** _TYPE_BITS[num_spatial - 1]

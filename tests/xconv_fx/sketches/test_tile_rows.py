@@ -6,12 +6,13 @@ import torch
 
 from xconv_fx.sketches.randomness import NUM_STARTS, key_schedule
 from xconv_fx.sketches.tile_rows import (
+    allotment,
     draw_rows,
     draw_words,
     num_planes,
     num_rows,
     row_factors,
-    sum_inverse_probabilities,
+    row_moments,
 )
 
 SEED = torch.tensor(2**61 + 424242)
@@ -38,16 +39,14 @@ def test_a_row_has_its_probability_and_its_level(num_spatial, side):
     factors = row_factors(num_spatial, [1] * levels)
     rows = draw_rows(words, num_spatial, side, [1] * levels)
     for level, (number, divisor) in enumerate(zip(*rows, strict=True), 1):
-        if num_rows(num_spatial, level) == 1:  # in one dimension
-            continue
         index, count = number.unique(return_counts=True)
         assert len(index) == num_rows(num_spatial, level)
         probability = count.double() / len(words)
         inverse = factors[level - 1] / divisor.double()
         for k, p in zip(index, probability, strict=True):
             assert torch.allclose(inverse[number == k], 1 / p)
-        expected = sum_inverse_probabilities(num_spatial, level)
-        assert float((1 / probability).sum()) == pytest.approx(expected)
+        moment = row_moments(num_spatial, [1] * levels)[level - 1]
+        assert moment == pytest.approx(float((1 / probability).sum()))
         # The finest bit set in any axis is the level's.
         axes = [index >> (axis * levels) & (side - 1) for axis in range(num_spatial)]
         finest = torch.stack(axes).sum(0) * 0
@@ -57,11 +56,43 @@ def test_a_row_has_its_probability_and_its_level(num_spatial, side):
         assert bool((finest // 2 ** (levels - level) % 2 == 1).all())
 
 
+@pytest.mark.parametrize(("num_spatial", "kept"), [(1, (1, 1, 2)), (2, (3, 7)), (3, (7, 25))])
+def test_an_allotted_row_is_uniform_over_its_kind(num_spatial, kept):
+    levels = len(kept)
+    words = torch.arange(2 ** word_bits(num_spatial, levels), dtype=torch.int32)
+    rows = draw_rows(words, num_spatial, 2**levels, kept)
+    factors, moments = row_factors(num_spatial, kept), row_moments(num_spatial, kept)
+    assert bool((rows.divisor == 1).all())
+    place = 0
+    for level, count in enumerate(kept, 1):
+        shares = allotment(num_spatial, level, count)
+        assert sum(shares) == count
+        for share in shares:
+            for row in range(place, place + share):
+                index, times = rows.number[row].unique(return_counts=True)
+                assert len(index) == 2 ** (num_spatial * (level - 1))
+                assert bool((times == times[0]).all())
+                assert factors[row] == len(index) / share
+                assert moments[row] == factors[row] ** 2
+            place += share
+    assert place == len(rows.number)
+
+
+def test_draws_are_allotted_where_they_spare_most():
+    assert allotment(2, 1, 2) is None
+    assert allotment(2, 1, 3) == (1, 1, 1)
+    # Single axes count 9, the pair 4: 9/2 + 9/2 + 4/1 is less than 9/1 + 9/2 + 4/2.
+    assert allotment(2, 2, 5) == (2, 2, 1)
+    assert allotment(2, 2, 99) == (4, 4, 4)
+    assert allotment(3, 2, 13) == (2, 2, 2, 2, 2, 2, 1)
+
+
 @pytest.mark.parametrize("num_spatial", [1, 2, 3])
 @pytest.mark.parametrize("side", [2, 4])
-def test_draws_of_a_level_name_different_rows(num_spatial, side):
+@pytest.mark.parametrize("most", [2, 9])
+def test_draws_of_a_level_name_different_rows(num_spatial, side, most):
     levels = side.bit_length() - 1
-    kept = [min(2, num_rows(num_spatial, level)) for level in range(1, levels + 1)]
+    kept = [min(most, num_rows(num_spatial, level)) for level in range(1, levels + 1)]
     words = torch.arange(2 ** word_bits(num_spatial, levels), dtype=torch.int32)
     rows = draw_rows(words, num_spatial, side, kept).number
     for one, other in itertools.combinations(rows, 2):

@@ -32,7 +32,9 @@ def word_bits(num_spatial: int, num_levels: int) -> int:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("side", "kept"), [(2, (1,)), (2, (2,)), (4, (1, 1)), (4, (2, 3))])
+@pytest.mark.parametrize(
+    ("side", "kept"), [(2, (1,)), (2, (2,)), (4, (1, 1)), (4, (2, 3)), (4, (1, 8))]
+)
 def test_unbiased_over_every_word(shape, side, kept):
     # All values of the bits that are read, each equally likely: the mean is E[untile(tile(x))].
     # Float64 sums of at most 2**11 terms: 1e-12 is far above rounding and far below any bias.
@@ -45,7 +47,7 @@ def test_unbiased_over_every_word(shape, side, kept):
         words = torch.full([grid[0], 1, *grid[2:]], word, dtype=torch.int32)
         signs, divisors = rows_of_words(words, side, kept, order)
         planes = tile_with_rows(x, signs, divisors, side, kept, order)
-        total += untile_with_rows(planes, signs, x.shape, x.dtype, side, order)
+        total += untile_with_rows(planes, signs, x.shape, x.dtype, side, kept, order)
     assert torch.allclose(total / num_words, x, rtol=0, atol=1e-12)
 
 
@@ -62,17 +64,21 @@ def test_exact_when_every_row_is_kept(shape, side):
         assert y.stride() == x.stride()
 
 
-@pytest.mark.parametrize(("num_spatial", "side"), [(1, 8), (2, 8), (3, 4), (3, 8)])
-def test_the_signs_are_those_of_walsh_and_hadamard(num_spatial, side):
+@pytest.mark.parametrize("cells", [False, True])
+@pytest.mark.parametrize(("num_spatial", "side"), [(1, 8), (2, 2), (2, 8), (3, 4), (3, 8)])
+def test_the_signs_are_those_of_walsh_and_hadamard(num_spatial, side, cells):
     levels = side.bit_length() - 1
     kept, order = [1] * levels, list(range(2 + num_spatial))
+    if cells:  # as many draws as kinds, so that the finest level has each
+        kept[-1] = 2**num_spatial - 1
     size = [1, 1] + [side] * num_spatial
     words = torch.full([1] * (2 + num_spatial), 0b101101110010110100111, dtype=torch.int32)
     signs, _ = rows_of_words(words, side, kept, order)
-    for plane, number in enumerate(draw_rows(words, num_spatial, side, kept).number, 1):
-        planes = torch.zeros([1 + levels, 1, 1] + [1] * num_spatial)
+    numbers = draw_rows(words, num_spatial, side, kept).number
+    for plane, number in enumerate(numbers, 1):
+        planes = torch.zeros([1 + len(numbers), 1, 1] + [1] * num_spatial)
         planes[plane] = 1
-        y = untile_with_rows(planes, signs, size, torch.float32, side, order)
+        y = untile_with_rows(planes, signs, size, torch.float32, side, kept, order)
         for place in itertools.product(range(side), repeat=num_spatial):
             element = sum(p << (axis * levels) for axis, p in enumerate(place))
             parity = (element & int(number)).bit_count() % 2
