@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -30,6 +30,7 @@ from passes.workspace import (
 from xconv_fx import ops  # noqa: F401  registers the ops named below
 from xconv_fx._schedule import read_schedule
 from xconv_fx.ops.gradients import computing_format
+from xconv_fx.sketches.tiles import side_of_signs
 
 
 def predict_step_memory(
@@ -90,12 +91,16 @@ def _laid_out(tensor: torch.Tensor, layout: torch.memory_format) -> tuple[torch.
 
 
 def _signs_nbytes(node: fx.Node, laid_out: Layouts) -> int:
-    """What drawing rows of tiles holds besides its results, see ``sketches.tiles``."""
+    """What drawing rows of tiles holds besides its results: signs once more, and words of bits."""
     del laid_out
-    signs, divisors = (tensor_nbytes(val) or 0 for val in node.meta["val"])
-    num_rows: int = node.meta["val"][1].shape[0]
-    words = divisors // num_rows
-    return max(signs, divisors) + divisors + words
+    signs: torch.Tensor = node.meta["val"][0]
+    _, grid, side, kept, _ = node.args
+    num_spatial = len(cast(Sequence[Any], grid)) - 2
+    inside = side_of_signs(num_spatial, cast(int, side), cast(Sequence[int], kept))
+    nbytes: int = tensor_nbytes(signs) or 0
+    word_nbytes: int = nbytes // (signs.shape[0] * inside**num_spatial)
+    num_words: int = num_spatial * (inside.bit_length() - 1) * signs.shape[0] + 1
+    return nbytes + num_words * word_nbytes
 
 
 def _maps_nbytes(node: fx.Node, laid_out: Layouts) -> int:

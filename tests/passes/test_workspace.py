@@ -119,8 +119,8 @@ def test_channels_that_do_not_fill_a_block_are_filled_up(channels, outputs, kind
 def test_drawing_needs_what_the_model_says(op, args):
     args = (key_schedule(torch.tensor([SEED]))[0], *args)
     predicted = workspace_nbytes(node_of(op, args), others=WORKSPACES)
-    # The model has the last two moments at which most is live; others come within an eighth.
-    assert predicted == pytest.approx(measured_nbytes(op, args), rel=0.125)
+    # Rounding of sizes, and the constants of single calls.
+    assert predicted == pytest.approx(measured_nbytes(op, args), rel=0.02, abs=4096)
 
 
 def test_tensors_that_the_inner_compiler_lays_out_otherwise_count_as_laid_out():

@@ -19,8 +19,7 @@ dimensions) equally likely entries. In one dimension there is one kind.
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -42,17 +41,23 @@ _ROUND_STEP = 4
 _STREAM = 11
 
 
+ROWS_OF_A_WORD = 31
+"""Rows in an int32, whose sign is left alone."""
+
+
 class Rows(NamedTuple):
-    """Rows of the bases of tiles, R a tile.
+    """Rows of the bases of tiles, R a tile, of which the kinds of D are drawn.
 
     Attributes:
-        number: k, its bits axis by axis; int32 ``(R, *words)``.
-        divisor: with the factors of :func:`row_factors`, ``1 / (m p(k)) = factor / divisor``; int32
-            like ``number``, 1 where the kinds of a level are allotted.
+        bits: for each bit of k, lowest first and axis by axis, ``ceil(R / 31)`` words, of whose
+            bits the r-th is that of row r: int32 of the shape of the drawn words, or an int where
+            all tiles have the same.
+        divisors: with the factors of :func:`row_factors`, ``1 / (m p(k)) = factor / divisor`` of
+            rows whose kinds are drawn, int32 ``(D, *words)``; 1 of all others.
     """
 
-    number: Tensor
-    divisor: Tensor
+    bits: list[list[Tensor | int]]
+    divisors: Tensor
 
 
 def num_rows(num_spatial: int, level: int) -> int:
@@ -142,6 +147,20 @@ def row_factors(num_spatial: int, kept: Sequence[int]) -> list[float]:
     return factors
 
 
+def drawn_rows(num_spatial: int, kept: Sequence[int]) -> list[bool]:
+    """Tell of each row that is kept whether its kind is drawn, so that it has a divisor.
+
+    Args:
+        num_spatial: 1, 2 or 3.
+        kept: m of each level, coarsest first.
+    """
+    drawn: list[bool] = []
+    for level, count in enumerate(kept, 1):
+        present = min(count, num_rows(num_spatial, level))
+        drawn += [allotment(num_spatial, level, count) is None] * present
+    return drawn
+
+
 def row_moments(num_spatial: int, kept: Sequence[int]) -> list[float]:
     """Return the second moment of ``c_k / (m p(k))`` of each row, for coefficients of variance 1.
 
@@ -188,6 +207,9 @@ def draw_words(grid: Size, seed: Tensor) -> Tensor:
 def draw_rows(words: Tensor, num_spatial: int, side: int, kept: Sequence[int]) -> Rows:
     """Read the rows of every tile off its word.
 
+    The draws of a level differ from each other in constants alone, unless kinds are drawn: one
+    bit of the word is one bit of all of them, and no row needs a tensor of its own.
+
     Args:
         words: int32, one a tile, uniform on 24 bits.
         num_spatial: 1, 2 or 3.
@@ -197,33 +219,56 @@ def draw_rows(words: Tensor, num_spatial: int, side: int, kept: Sequence[int]) -
     Returns:
         The rows, level by level; at most 21 bits of a word are read.
     """
-    numbers, divisors = [], []
+    num_levels, num_words = side.bit_length() - 1, num_row_words(num_spatial, kept)
+    bits: list[list[Tensor | int]] = [[0] * num_words for _ in range(num_spatial * num_levels)]
+    divisors = [words.new_empty([0, *words.shape])]
+    first = 0
     for level, count in enumerate(kept, 1):
-        drawn, words = _draw_level(words, num_spatial, level, count, side)
-        numbers.append(drawn.number)
-        divisors.append(drawn.divisor)
-    return Rows(torch.cat(numbers), torch.cat(divisors))
-
-
-def _draw_level(
-    words: Tensor, num_spatial: int, level: int, count: int, side: int
-) -> tuple[Rows, Tensor]:
-    """Read the rows of a level off the lowest bits of the words; return the bits left as well."""
-    num_draws = min(count, num_rows(num_spatial, level))
-    index = torch.arange(num_draws, dtype=torch.int32, device=words.device)
-    index = index.view([-1] + [1] * words.dim())
-    num_coarse = num_spatial * (level - 1)
-    coarse = (words ^ index).bitwise_and_(2**num_coarse - 1)
-    words = torch.bitwise_right_shift(words, num_coarse)
-    shares = allotment(num_spatial, level, count)
-    if shares is not None:
-        finest = _allotted_kinds(index, shares, num_spatial)
-        divisor = words.new_ones(()).expand(coarse.shape)
-    else:
-        finest = _drawn_kinds(words, index, num_spatial, num_coarse)
-        divisor = 4 - sum(finest[1:], start=finest[0])
+        draws = range(min(count, num_rows(num_spatial, level)))
+        rows = range(first, first + len(draws))
+        first += len(draws)
+        num_coarse, finest_bit = num_spatial * (level - 1), num_levels - level
+        for place in range(num_coarse):
+            axis, above = divmod(place, level - 1)
+            flipped = [row for row, draw in zip(rows, draws, strict=True) if draw >> place & 1]
+            bit = torch.bitwise_right_shift(words, place).bitwise_and_(1)
+            _flip(bits[axis * num_levels + finest_bit + 1 + above], rows, bit)
+            _flip(bits[axis * num_levels + finest_bit + 1 + above], flipped, 1)
+        words = torch.bitwise_right_shift(words, num_coarse)
+        shares = allotment(num_spatial, level, count)
+        if shares is not None:
+            kinds = [kind for kind, share in enumerate(shares, 1) for _ in range(share)]
+            for axis in range(num_spatial):
+                having = [row for row, kind in zip(rows, kinds, strict=True) if kind >> axis & 1]
+                _flip(bits[axis * num_levels + finest_bit], having, 1)
+            continue
+        drawn = [_drawn_kind(words, draw, num_spatial, num_coarse) for draw in draws]
+        for row, kind in zip(rows, drawn, strict=True):
+            for axis, has_axis in enumerate(kind):
+                _flip(bits[axis * num_levels + finest_bit], [row], has_axis)
+        divisors.append(torch.stack([4 - sum(kind[1:], start=kind[0]) for kind in drawn]))
         words = torch.bitwise_right_shift(words, _KIND_BITS[num_spatial])
-    return Rows(_number(coarse, finest, level, side), divisor), words
+    return Rows(bits, torch.cat(divisors))
+
+
+def num_row_words(num_spatial: int, kept: Sequence[int]) -> int:
+    """Count the words that hold a bit of each row.
+
+    Args:
+        num_spatial: 1, 2 or 3.
+        kept: m of each level, coarsest first.
+    """
+    return -(-(num_planes(num_spatial, kept) - 1) // ROWS_OF_A_WORD)
+
+
+def _flip(words: list[Tensor | int], rows: Iterable[int], bit: Tensor | int) -> None:
+    """Exclusive-or a bit into the bits of some rows."""
+    masks: dict[int, int] = {}
+    for row in rows:
+        word, place = divmod(row, ROWS_OF_A_WORD)
+        masks[word] = masks.get(word, 0) | 1 << place
+    for word, mask in masks.items():
+        words[word] = words[word] ^ bit * mask
 
 
 def _weight(kind: int) -> int:
@@ -235,33 +280,13 @@ def _rows_of_a_kind(num_spatial: int, level: int) -> int:
     return 1 << (num_spatial * (level - 1))
 
 
-def _allotted_kinds(index: Tensor, shares: Sequence[int], num_spatial: int) -> list[Tensor]:
-    """Return for each axis whether the draws have the finest bit set in it, kind by kind."""
-    kind = torch.ones_like(index)
-    for first in list(itertools.accumulate(shares))[:-1]:  # of the next kind
-        kind = kind + (index >= first)
-    return [torch.bitwise_right_shift(kind, axis) & 1 for axis in range(num_spatial)]
-
-
-def _drawn_kinds(words: Tensor, draw: Tensor, num_spatial: int, num_coarse: int) -> list[Tensor]:
-    """Read the kinds of the draws off the lowest bits of the words, as :func:`_allotted_kinds`."""
+def _drawn_kind(words: Tensor, draw: int, num_spatial: int, num_coarse: int) -> list[Tensor]:
+    """Return for each axis whether a draw has the finest bit set, by the words' lowest bits."""
     kind_bits = _KIND_BITS[num_spatial]
     # The steps come round after so many draws; another one keeps the next ones apart.
-    rounds = torch.bitwise_right_shift(draw, max(num_coarse, kind_bits))
-    step = _KIND_STEP * draw + _ROUND_STEP * rounds
-    entry = (words + step) & (2**kind_bits - 1)
+    step = _KIND_STEP * draw + _ROUND_STEP * (draw >> max(num_coarse, kind_bits))
+    entry = (words + step).bitwise_and_(2**kind_bits - 1)
     return [
-        torch.bitwise_right_shift(torch.full_like(entry, mask), entry) & 1
+        torch.bitwise_right_shift(torch.full_like(entry, mask), entry).bitwise_and_(1)
         for mask in _KIND_MASKS[num_spatial]
     ]
-
-
-def _number(coarse: Tensor, finest: Sequence[Tensor], level: int, side: int) -> Tensor:
-    """Write rows as numbers, from their bits above the finest and the finest of each axis."""
-    num_bits = side.bit_length() - 1
-    number = torch.zeros_like(coarse)
-    for axis, bit in enumerate(finest):
-        high = torch.bitwise_right_shift(coarse, axis * (level - 1))
-        high.bitwise_and_(2 ** (level - 1) - 1).mul_(2).add_(bit)
-        number.add_(high, alpha=2 ** (num_bits - level + axis * num_bits))
-    return number

@@ -50,15 +50,14 @@ from torch import Tensor
 from xconv_fx.sketches.layout import Size, ceil_div, inverse, known
 from xconv_fx.sketches.quantize import compute_dtype
 from xconv_fx.sketches.tile_rows import (
+    ROWS_OF_A_WORD,
     draw_rows,
     draw_words,
+    drawn_rows,
     finest_kinds,
-    num_planes,
+    num_row_words,
     row_factors,
 )
-
-# Of an int32, whose sign is left alone.
-_ROWS_OF_A_WORD = 31
 
 
 def tile_with_rows(
@@ -88,16 +87,17 @@ def tile_with_rows(
     tiled = tiled.to(compute_dtype(x.dtype))
     inner = _inner_dims(dim_order)
     share = 1.0 / side**num_spatial
-    factors = row_factors(num_spatial, kept)
+    factors = [factor * share for factor in row_factors(num_spatial, kept)]
     kinds = finest_kinds(num_spatial, kept)
     if kinds is None:
         parts, kinds = [tiled], [0] * len(factors)
     else:
         parts = _to_cells(tiled, dim_order)
     planes = [parts[0].sum(inner) * share]
-    rows = zip(_signs(signs, len(factors), tiled), kinds, factors, divisors, strict=True)
-    for sign, kind, factor, divisor in rows:
-        planes.append((parts[kind] * sign).sum(inner) * (factor * share) / divisor)
+    drawn, rest = drawn_rows(num_spatial, kept), iter(divisors)
+    for sign, kind, has_divisor in zip(_signs(signs, factors, tiled), kinds, drawn, strict=True):
+        plane = (parts[kind] * sign).sum(inner)
+        planes.append(plane / next(rest) if has_divisor else plane)
     ordered = torch.stack(planes)
     return ordered.permute([0, *(1 + place for place in inverse(dim_order))])
 
@@ -130,7 +130,7 @@ def untile_with_rows(
     planes = planes.as_strided(planes.shape, planes.stride())
     ordered = planes.permute([0, *(1 + dim for dim in dim_order)])
     kinds = finest_kinds(len(size) - 2, kept)
-    rows = _signs(signs, planes.shape[0] - 1, planes)
+    rows = _signs(signs, [1.0] * (planes.shape[0] - 1), planes)
     if kinds is not None:
         value = _from_cells(ordered, rows, kinds, dim_order)
     else:
@@ -153,7 +153,7 @@ def draw_signs(
 
     Returns:
         Words, int32 ``(ceil(R / 31), *tiled)`` with R = P - 1, a bit a row that is set where the
-        row is negative; and the divisors of ``sketches.tile_rows``, int32 ``(R, *ordered tile
+        row is negative; and the divisors of ``sketches.tile_rows``, int32 ``(D, *ordered tile
         counts)``. Both with one channel.
     """
     return rows_of_words(draw_words(grid, seed), side, kept, dim_order)
@@ -170,21 +170,24 @@ def rows_of_words(
         kept: m of each level, coarsest first.
         dim_order: dimensions of the tensor from outermost to innermost in memory.
     """
-    rows = draw_rows(words.permute(list(dim_order)), words.dim() - 2, side, kept)
+    ordered = words.permute(list(dim_order))
+    rows = draw_rows(ordered, words.dim() - 2, side, kept)
     cells = finest_kinds(words.dim() - 2, kept) is not None
-    return _sign_words(rows.number, side, cells, dim_order), rows.divisor
+    return _sign_words(rows.bits, ordered, cells, dim_order), rows.divisors
 
 
 def rows_sizes(
     grid: Size, side: int, kept: Sequence[int], dim_order: Sequence[int]
 ) -> tuple[list[int], list[int]]:
     """Return the sizes of what :func:`draw_signs` returns."""
-    num_rows = num_planes(len(grid) - 2, kept) - 1
+    num_spatial = len(grid) - 2
     ordered = [1 if dim == 1 else grid[dim] for dim in dim_order]
+    inside = side_of_signs(num_spatial, side, kept)
     tiled: list[int] = []
     for extent, dim in zip(ordered, dim_order, strict=True):
-        tiled += [extent, side_of_signs(len(grid) - 2, side, kept)] if dim >= 2 else [extent]
-    return [ceil_div(num_rows, _ROWS_OF_A_WORD), *tiled], [num_rows, *ordered]
+        tiled += [extent, inside] if dim >= 2 else [extent]
+    divisors = [sum(drawn_rows(num_spatial, kept)), *ordered]
+    return [num_row_words(num_spatial, kept), *tiled], divisors
 
 
 def side_of_signs(num_spatial: int, side: int, kept: Sequence[int]) -> int:
@@ -265,46 +268,43 @@ def grid_of(size: Size, side: int) -> list[int]:
     return [*size[:2], *(ceil_div(extent, side) for extent in size[2:])]
 
 
-def _sign_words(numbers: Tensor, side: int, cells: bool, dim_order: Sequence[int]) -> Tensor:
+def _sign_words(
+    bits: Sequence[Sequence[Tensor | int]], like: Tensor, cells: bool, dim_order: Sequence[int]
+) -> Tensor:
     """Find the signs of ``sqrt(T) h_k`` at the elements of the tiles, 31 rows a word.
 
     Reading a bit of it costs less than finding the sign again for every channel. The parity of
     ``k & i`` is linear in i: the word of an element is the exclusive or of those of the elements
     ``2^b`` whose bits it has. With cells those of their first elements, whose lowest bits are 0.
     """
-    num_spatial, num_dims = len(dim_order) - 2, numbers.dim() - 1
-    bits_of_axis = side.bit_length() - 1
-    bits = [b for b in range(num_spatial * bits_of_axis) if not cells or b % bits_of_axis]
-    ordered = [ceil_div(numbers.shape[0], _ROWS_OF_A_WORD), *numbers.shape[1:]]
-    tiled = numbers.new_zeros([*ordered, 1])
-    for bit in bits:
-        tiled = torch.cat([tiled, tiled ^ _bit_words(numbers, bit).unsqueeze(-1)], -1)
+    num_spatial = len(dim_order) - 2
+    bits_of_axis = len(bits) // num_spatial
+    used = [flips for place, flips in enumerate(bits) if not cells or place % bits_of_axis]
+    side = 2 ** (len(used) // num_spatial)
     # The bits of a number are those of the first spatial dimension first: it varies the fastest.
-    tiled = tiled.view([*ordered, *[side // 2 if cells else side] * num_spatial])
-    inside = {dim: num_dims + num_spatial - 1 - (dim - 2) for dim in dim_order if dim >= 2}
-    order = [0]
+    inside = {dim: like.dim() + num_spatial - 1 - (dim - 2) for dim in dim_order if dim >= 2}
+    order: list[int] = []
     for place, dim in enumerate(dim_order):
-        order += [1 + place, 1 + inside[dim]] if dim >= 2 else [1 + place]
-    return tiled.permute(order).contiguous()
+        order += [place, inside[dim]] if dim >= 2 else [place]
+    signs = []
+    for word in range(len(bits[0])):
+        tiled = like.new_zeros([*like.shape, 1])
+        for flips in used:
+            flip = flips[word]
+            flip = flip.unsqueeze(-1) if isinstance(flip, Tensor) else flip
+            tiled = torch.cat([tiled, tiled ^ flip], -1)
+        signs.append(tiled.view([*like.shape, *[side] * num_spatial]).permute(order))
+    return torch.stack(signs)
 
 
-def _bit_words(numbers: Tensor, bit: int) -> Tensor:
-    """Collect one bit of all rows, 31 rows a word."""
-    places = torch.arange(numbers.shape[0], dtype=torch.int32, device=numbers.device)
-    places = (places % _ROWS_OF_A_WORD).view([-1] + [1] * (numbers.dim() - 1))
-    bits = torch.bitwise_right_shift(numbers, bit).bitwise_and_(1).bitwise_left_shift_(places)
-    parts = torch.split(bits, _ROWS_OF_A_WORD)
-    return torch.stack([part.sum(0, dtype=torch.int32) for part in parts])
-
-
-def _signs(words: Tensor, num_rows: int, like: Tensor) -> list[Tensor]:
-    """Return 1 or -1 for every row, at the elements of the tiles."""
-    one, minus_one = like.new_ones(()), -like.new_ones(())
+def _signs(words: Tensor, factors: Sequence[float], like: Tensor) -> list[Tensor]:
+    """Return a factor or what it is negated for every row, at the elements of the tiles."""
     # A mask in place of a shift, which is slow where it is vectorised (Inductor 2.13).
-    return [
-        torch.where((words[i // _ROWS_OF_A_WORD] & 2 ** (i % _ROWS_OF_A_WORD)) != 0, minus_one, one)
-        for i in range(num_rows)
-    ]
+    signs = []
+    for i, factor in enumerate(factors):
+        negative = (words[i // ROWS_OF_A_WORD] & 2 ** (i % ROWS_OF_A_WORD)) != 0
+        signs.append(torch.where(negative, like.new_full((), -factor), like.new_full((), factor)))
+    return signs
 
 
 def _to_cells(tiled: Tensor, dim_order: Sequence[int]) -> list[Tensor]:
@@ -338,7 +338,8 @@ def _from_cells(
             plane = plane.unsqueeze(place + 1)
         return plane
 
-    alike, changing = [], []
+    alike: list[Tensor] = []
+    changing: list[Tensor] = []
     for plane, sign, kind in zip(ordered[1:], signs, kinds, strict=True):
         for earlier in reversed(range(1, len(inner))):
             sign = sign.unsqueeze(inner[earlier] + 1)

@@ -32,16 +32,18 @@ def test_levels_add_up_to_a_tile():
 
 
 @pytest.mark.parametrize(("num_spatial", "side"), [(1, 8), (2, 4), (2, 8), (3, 4)])
-def test_a_row_has_its_probability_and_its_level(num_spatial, side):
+def test_a_row_has_its_probability_and_its_level(num_spatial, side, numbers_of):
     levels = side.bit_length() - 1
     num_bits = word_bits(num_spatial, levels)
     words = torch.arange(2**num_bits, dtype=torch.int32)
     factors = row_factors(num_spatial, [1] * levels)
     rows = draw_rows(words, num_spatial, side, [1] * levels)
-    for level, (number, divisor) in enumerate(zip(*rows, strict=True), 1):
+    divisors = iter(rows.divisors)
+    for level, number in enumerate(numbers_of(rows, words, levels), 1):
         index, count = number.unique(return_counts=True)
         assert len(index) == num_rows(num_spatial, level)
         probability = count.double() / len(words)
+        divisor = torch.ones_like(words) if num_spatial == 1 else next(divisors)
         inverse = factors[level - 1] / divisor.double()
         for k, p in zip(index, probability, strict=True):
             assert torch.allclose(inverse[number == k], 1 / p)
@@ -57,25 +59,26 @@ def test_a_row_has_its_probability_and_its_level(num_spatial, side):
 
 
 @pytest.mark.parametrize(("num_spatial", "kept"), [(1, (1, 1, 2)), (2, (3, 7)), (3, (7, 25))])
-def test_an_allotted_row_is_uniform_over_its_kind(num_spatial, kept):
+def test_an_allotted_row_is_uniform_over_its_kind(num_spatial, kept, numbers_of):
     levels = len(kept)
     words = torch.arange(2 ** word_bits(num_spatial, levels), dtype=torch.int32)
     rows = draw_rows(words, num_spatial, 2**levels, kept)
+    numbers = numbers_of(rows, words, sum(kept))
     factors, moments = row_factors(num_spatial, kept), row_moments(num_spatial, kept)
-    assert bool((rows.divisor == 1).all())
+    assert len(rows.divisors) == 0
     place = 0
     for level, count in enumerate(kept, 1):
         shares = allotment(num_spatial, level, count)
         assert sum(shares) == count
         for share in shares:
             for row in range(place, place + share):
-                index, times = rows.number[row].unique(return_counts=True)
+                index, times = numbers[row].unique(return_counts=True)
                 assert len(index) == 2 ** (num_spatial * (level - 1))
                 assert bool((times == times[0]).all())
                 assert factors[row] == len(index) / share
                 assert moments[row] == factors[row] ** 2
             place += share
-    assert place == len(rows.number)
+    assert place == len(numbers)
 
 
 def test_draws_are_allotted_where_they_spare_most():
@@ -90,12 +93,12 @@ def test_draws_are_allotted_where_they_spare_most():
 @pytest.mark.parametrize("num_spatial", [1, 2, 3])
 @pytest.mark.parametrize("side", [2, 4])
 @pytest.mark.parametrize("most", [2, 9])
-def test_draws_of_a_level_name_different_rows(num_spatial, side, most):
+def test_draws_of_a_level_name_different_rows(num_spatial, side, most, numbers_of):
     levels = side.bit_length() - 1
     kept = [min(most, num_rows(num_spatial, level)) for level in range(1, levels + 1)]
     words = torch.arange(2 ** word_bits(num_spatial, levels), dtype=torch.int32)
-    rows = draw_rows(words, num_spatial, side, kept).number
-    for one, other in itertools.combinations(rows, 2):
+    rows = draw_rows(words, num_spatial, side, kept)
+    for one, other in itertools.combinations(numbers_of(rows, words, sum(kept)), 2):
         assert not bool((one == other).any())
 
 

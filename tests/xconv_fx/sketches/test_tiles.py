@@ -66,7 +66,7 @@ def test_exact_when_every_row_is_kept(shape, side):
 
 @pytest.mark.parametrize("cells", [False, True])
 @pytest.mark.parametrize(("num_spatial", "side"), [(1, 8), (2, 2), (2, 8), (3, 4), (3, 8)])
-def test_the_signs_are_those_of_walsh_and_hadamard(num_spatial, side, cells):
+def test_the_signs_are_those_of_walsh_and_hadamard(num_spatial, side, cells, numbers_of):
     levels = side.bit_length() - 1
     kept, order = [1] * levels, list(range(2 + num_spatial))
     if cells:  # as many draws as kinds, so that the finest level has each
@@ -74,7 +74,8 @@ def test_the_signs_are_those_of_walsh_and_hadamard(num_spatial, side, cells):
     size = [1, 1] + [side] * num_spatial
     words = torch.full([1] * (2 + num_spatial), 0b101101110010110100111, dtype=torch.int32)
     signs, _ = rows_of_words(words, side, kept, order)
-    numbers = draw_rows(words, num_spatial, side, kept).number
+    rows = draw_rows(words, num_spatial, side, kept)
+    numbers = numbers_of(rows, words, sum(kept))
     for plane, number in enumerate(numbers, 1):
         planes = torch.zeros([1 + len(numbers), 1, 1] + [1] * num_spatial)
         planes[plane] = 1
