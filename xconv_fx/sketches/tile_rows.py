@@ -1,7 +1,8 @@
 """Rows of a tile's Walsh-Hadamard basis, drawn from a word of random bits a tile.
 
-In: words (or a seed). Out: the numbers of the rows and the inverse of their probabilities. Levels,
-rows and the proof that drawing is unbiased: see ``sketches.tiles``.
+In: words (or a seed). Out: the bits of the rows' numbers, those of all rows in a word, and the
+inverse of their probabilities. Levels, rows and the proof that drawing is unbiased: see
+``sketches.tiles``.
 
 A row of level l in d dimensions is d numbers of L bits. Their bits below the level's finest,
 which is bit L - l, are 0. Those above, ``d (l - 1)`` together, are uniform and shared by the draws
@@ -39,7 +40,6 @@ _KIND_MASKS = {
 _KIND_STEP = 3
 _ROUND_STEP = 4
 _STREAM = 11
-
 
 ROWS_OF_A_WORD = 31
 """Rows in an int32, whose sign is left alone."""
