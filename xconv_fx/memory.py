@@ -91,16 +91,22 @@ def _laid_out(tensor: torch.Tensor, layout: torch.memory_format) -> tuple[torch.
 
 
 def _signs_nbytes(node: fx.Node, laid_out: Layouts) -> int:
-    """What drawing rows of tiles holds besides its results: signs once more, and words of bits."""
+    """What drawing rows of tiles holds besides its results, see ``sketches.tiles``.
+
+    While words are drawn eight of them; while kinds are, a word an axis and three more for each
+    such row (measured, torch 2.13); in the end the signs once more, and words of bits.
+    """
     del laid_out
-    signs: torch.Tensor = node.meta["val"][0]
+    signs, divisors = node.meta["val"]
     _, grid, side, kept, _ = node.args
     num_spatial = len(cast(Sequence[Any], grid)) - 2
     inside = side_of_signs(num_spatial, cast(int, side), cast(Sequence[int], kept))
     nbytes: int = tensor_nbytes(signs) or 0
+    results = nbytes + (tensor_nbytes(divisors) or 0)
     word_nbytes: int = nbytes // (signs.shape[0] * inside**num_spatial)
     num_words: int = num_spatial * (inside.bit_length() - 1) * signs.shape[0] + 1
-    return nbytes + num_words * word_nbytes
+    num_early: int = max(8, (num_spatial + 2) * divisors.shape[0] + 2 * num_spatial)
+    return max(nbytes + num_words * word_nbytes, num_early * word_nbytes - results)
 
 
 def _maps_nbytes(node: fx.Node, laid_out: Layouts) -> int:

@@ -27,8 +27,8 @@ SKETCHES = ("auto", "quantize", "tile", *MODES)
 DEFAULT_KEPT = {2: (1,), 4: (1, 2), 8: (1, 2, 4)}
 
 # Bytes, as a share of a value's own, worth paying per unit of relative squared noise. With the
-# modelled noise of the ladder this picks 4 bits for most inputs of convolutions and norms, and 8,
-# which are cheaper to encode, for those whose noise counts more.
+# modelled noise of the ladder this picks 4 bits for most inputs of convolutions and norms, and 8
+# for those whose noise counts more.
 DEFAULT_NOISE_PRICE = 0.3
 
 

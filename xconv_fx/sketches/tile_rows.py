@@ -6,7 +6,7 @@ inverse of their probabilities. Levels, rows and the proof that drawing is unbia
 
 A row of level l in d dimensions is d numbers of L bits. Their bits below the level's finest,
 which is bit L - l, are 0. Those above, ``d (l - 1)`` together, are uniform and shared by the draws
-of a level, the j-th of which flips the bits of j, so that draws name different rows.
+of a level, the j-th of which flips the bits of j, so that the draws of a kind name different rows.
 
 Which axes have the finest bit set is the *kind* of a row; a level has ``2^d - 1`` kinds of ``n_k =
 2^(d (l - 1))`` rows. With as many draws as kinds each kind is *allotted* its own, ``m_k``, and what
@@ -36,9 +36,9 @@ _KIND_MASKS = {
     2: (0b11_000_111, 0b11_111_000),
     3: (0b1_11_11_00_000_000_111, 0b1_11_00_11_000_111_000, 0b1_00_11_11_111_000_000),
 }
-# Draws of one level step through the table by this much: the next entry names other axes.
+# Draws of one level step through the table by this much: the next entry names other axes. Of six,
+# which is three dimensions' most, two may name the same.
 _KIND_STEP = 3
-_ROUND_STEP = 4
 _STREAM = 11
 
 ROWS_OF_A_WORD = 31
@@ -49,9 +49,9 @@ class Rows(NamedTuple):
     """Rows of the bases of tiles, R a tile, of which the kinds of D are drawn.
 
     Attributes:
-        bits: for each bit of k, lowest first and axis by axis, ``ceil(R / 31)`` words, of whose
-            bits the r-th is that of row r: int32 of the shape of the drawn words, or an int where
-            all tiles have the same.
+        bits: for each bit of k, lowest first and axis by axis, ``ceil(R / 31)`` words: int32 of
+            the shape of the drawn words, or an int where all tiles have the same. Bit ``r % 31`` of
+            word ``r // 31`` is that of row r.
         divisors: with the factors of :func:`row_factors`, ``1 / (m p(k)) = factor / divisor`` of
             rows whose kinds are drawn, int32 ``(D, *words)``; 1 of all others.
     """
@@ -242,7 +242,7 @@ def draw_rows(words: Tensor, num_spatial: int, side: int, kept: Sequence[int]) -
                 having = [row for row, kind in zip(rows, kinds, strict=True) if kind >> axis & 1]
                 _flip(bits[axis * num_levels + finest_bit], having, 1)
             continue
-        drawn = [_drawn_kind(words, draw, num_spatial, num_coarse) for draw in draws]
+        drawn = [_drawn_kind(words, draw, num_spatial) for draw in draws]
         for row, kind in zip(rows, drawn, strict=True):
             for axis, has_axis in enumerate(kind):
                 _flip(bits[axis * num_levels + finest_bit], [row], has_axis)
@@ -280,12 +280,9 @@ def _rows_of_a_kind(num_spatial: int, level: int) -> int:
     return 1 << (num_spatial * (level - 1))
 
 
-def _drawn_kind(words: Tensor, draw: int, num_spatial: int, num_coarse: int) -> list[Tensor]:
+def _drawn_kind(words: Tensor, draw: int, num_spatial: int) -> list[Tensor]:
     """Return for each axis whether a draw has the finest bit set, by the words' lowest bits."""
-    kind_bits = _KIND_BITS[num_spatial]
-    # The steps come round after so many draws; another one keeps the next ones apart.
-    step = _KIND_STEP * draw + _ROUND_STEP * (draw >> max(num_coarse, kind_bits))
-    entry = (words + step).bitwise_and_(2**kind_bits - 1)
+    entry = (words + _KIND_STEP * draw).bitwise_and_(2 ** _KIND_BITS[num_spatial] - 1)
     return [
         torch.bitwise_right_shift(torch.full_like(entry, mask), entry).bitwise_and_(1)
         for mask in _KIND_MASKS[num_spatial]

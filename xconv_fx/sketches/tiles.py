@@ -294,11 +294,11 @@ def _sign_words(
             flip = flip.unsqueeze(-1) if isinstance(flip, Tensor) else flip
             tiled = torch.cat([tiled, tiled ^ flip], -1)
         signs.append(tiled.view([*like.shape, *[side] * num_spatial]).permute(order))
-    return torch.stack(signs)
+    return torch.stack(signs).contiguous()  # a stack may take up the strides of its parts
 
 
 def _signs(words: Tensor, factors: Sequence[float], like: Tensor) -> list[Tensor]:
-    """Return a factor or what it is negated for every row, at the elements of the tiles."""
+    """Return the factor of every row at the elements, negated where the row is negative."""
     # A mask in place of a shift, which is slow where it is vectorised (Inductor 2.13).
     signs = []
     for i, factor in enumerate(factors):
