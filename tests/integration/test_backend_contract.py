@@ -458,13 +458,13 @@ def test_reset_forgets_the_reports(compile_xconv):
 
 
 def test_a_report_tells_bytes_against_the_stock_partition(compile_xconv):
-    compile_xconv(make_net())(batch()).sum().backward()
+    # Two bits; at the default price ranges and seeds of a net so small weigh as much as its codes.
+    compile_xconv(make_net(), noise_price=0.03)(batch()).sum().backward()
     report = xconv_fx.last_report()
 
     # The one sketch's row of the key schedule, 40 int32, is kept as well.
     assert report.kept_nbytes == sum(row.kept_nbytes for row in report.values) + 160
-    # Ranges and seeds of a net so small weigh as much as its codes.
-    assert report.stock_nbytes > 2 * report.kept_nbytes
+    assert report.stock_nbytes > 4 * report.kept_nbytes
     assert report.ratio == report.kept_nbytes / report.stock_nbytes
 
 

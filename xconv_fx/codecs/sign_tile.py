@@ -16,7 +16,7 @@ from xconv_fx.ops import sketching
 from xconv_fx.sketches.layout import Size
 from xconv_fx.sketches.octonions import DIM, MEAN_ABS_COORDINATE, num_vectors
 from xconv_fx.sketches.quantize import compute_dtype
-from xconv_fx.sketches.tile_rows import num_planes, num_rows, row_moments
+from xconv_fx.sketches.tile_rows import kept_rows, num_planes, num_rows
 from xconv_fx.sketches.tiles import grid_of
 
 # Of the means and the lengths.
@@ -100,7 +100,7 @@ class SignTile:
     def noise(self, shape: Sequence[int]) -> float:
         """Model the noise for independent standard normal elements, as ``Tile`` does.
 
-        Rows enter their vector with the second moments e of ``tile_rows.row_moments``. A vector of
+        Rows enter their vector with the second moments e of ``tile_rows.KeptRow``. A vector of
         n rows and 8 - n zeros, with E the sum of its e, comes back with ``(n A + B) E``: with ``d =
         8`` and kappa of ``sketches.octonions`` the covariance of a vector of length 1 is ``A I + B
         y y^T``, so that ``8 A + B`` and ``A + B`` follow from ``|y_hat|^2`` and ``E <y_hat, y>^2``.
@@ -109,7 +109,7 @@ class SignTile:
         """
         num_spatial = len(shape) - 2
         across, along = _vector_moments()
-        moments = row_moments(num_spatial, self.kept)
+        moments = [row.moment for row in kept_rows(num_spatial, self.kept)]
         rounded = _SCALARS.noise(self._scalars_shape(shape))
         total = 1.0 + rounded
         for first in range(0, len(moments), DIM):

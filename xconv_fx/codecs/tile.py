@@ -14,7 +14,7 @@ from xconv_fx.errors import OptionError
 from xconv_fx.ops import sketching
 from xconv_fx.sketches.layout import Size
 from xconv_fx.sketches.quantize import compute_dtype
-from xconv_fx.sketches.tile_rows import num_planes, num_rows, row_moments
+from xconv_fx.sketches.tile_rows import kept_rows, num_planes, num_rows
 from xconv_fx.sketches.tiles import grid_of
 
 ALLOWED_SIDES = (2, 4, 8)
@@ -105,7 +105,7 @@ class Tile:
         """Model the noise for independent standard normal elements, as ``Quantize`` does.
 
         Every row then has the mean energy 1, and the terms ``c_k / (m p_k)`` of a level the sum
-        of second moments A of ``tile_rows.row_moments``. Drawing adds ``A - n`` for the n rows of
+        of second moments A of ``tile_rows.KeptRow``. Drawing adds ``A - n`` for the n rows of
         a level, quantising the fraction ``q`` of ``1 + sum A``; both over T. A level kept whole
         has ``A = n``.
 
@@ -114,7 +114,7 @@ class Tile:
         wide because of the mean and few large elements), so the two compare as they should.
         """
         num_spatial = len(shape) - 2
-        kept = sum(row_moments(num_spatial, self.kept))
+        kept = sum(row.moment for row in kept_rows(num_spatial, self.kept))
         levels = range(1, len(self.kept) + 1)
         drawn = kept - sum(num_rows(num_spatial, level) for level in levels)
         rounded = Quantize(self.bits).noise(self._planes_shape(shape))

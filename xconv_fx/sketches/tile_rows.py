@@ -52,7 +52,7 @@ class Rows(NamedTuple):
         bits: for each bit of k, lowest first and axis by axis, ``ceil(R / 31)`` words: int32 of
             the shape of the drawn words, or an int where all tiles have the same. Bit ``r % 31`` of
             word ``r // 31`` is that of row r.
-        divisors: with the factors of :func:`row_factors`, ``1 / (m p(k)) = factor / divisor`` of
+        divisors: with the factors of :class:`KeptRow`, ``1 / (m p(k)) = factor / divisor`` of
             rows whose kinds are drawn, int32 ``(D, *words)``; 1 of all others.
     """
 
@@ -89,12 +89,56 @@ def allotment(num_spatial: int, level: int, count: int) -> tuple[int, ...] | Non
     weights = [_weight(kind) for kind in range(1, 1 << num_spatial)]
     if count < len(weights):
         return None
-    shares, present = [1] * len(weights), _rows_of_a_kind(num_spatial, level)
+    shares, present = [1] * len(weights), 1 << (num_spatial * (level - 1))
     for _ in range(min(count, num_rows(num_spatial, level)) - len(weights)):
         pairs = zip(weights, shares, strict=True)
         gains = [w**2 / (m * (m + 1)) if m < present else 0.0 for w, m in pairs]
         shares[gains.index(max(gains))] += 1
     return tuple(shares)
+
+
+class KeptRow(NamedTuple):
+    """What is known of a row before any word is drawn.
+
+    Attributes:
+        level: its level, 1 for the coarsest.
+        draw: its place among the draws of the level.
+        kind: the axes that have the finest bit set, a bit mask; None where that is drawn.
+        factor: with the divisor of :class:`Rows`, ``1 / (m p(k)) = factor / divisor``.
+        moment: the second moment of ``c_k / (m p(k))`` for coefficients of variance 1: ``sum_k 1 /
+            (m^2 p(k))`` over the rows of the level, or of the kind where kinds are allotted; 1 of
+            what is kept whole.
+    """
+
+    level: int
+    draw: int
+    kind: int | None
+    factor: float
+    moment: float
+
+
+def kept_rows(num_spatial: int, kept: Sequence[int]) -> list[KeptRow]:
+    """List the rows that are kept, level by level, and kind by kind where kinds are allotted.
+
+    Args:
+        num_spatial: 1, 2 or 3.
+        kept: m of each level, coarsest first.
+    """
+    rows: list[KeptRow] = []
+    for level, count in enumerate(kept, 1):
+        present = 1 << (num_spatial * (level - 1))
+        shares = allotment(num_spatial, level, count)
+        if shares is None:
+            entries = 1 << _KIND_BITS[num_spatial]
+            inverse = sum(entries / _weight(kind) for kind in range(1, 1 << num_spatial))
+            factor, moment = entries * present / count, inverse * (present / count) ** 2
+            rows += [KeptRow(level, draw, None, factor, moment) for draw in range(count)]
+            continue
+        kinds = [kind for kind, share in enumerate(shares, 1) for _ in range(share)]
+        for draw, kind in enumerate(kinds):
+            factor = present / shares[kind - 1]
+            rows.append(KeptRow(level, draw, kind, factor, factor**2))
+    return rows
 
 
 def finest_kinds(num_spatial: int, kept: Sequence[int]) -> list[int] | None:
@@ -109,11 +153,11 @@ def finest_kinds(num_spatial: int, kept: Sequence[int]) -> list[int] | None:
         elements: its kind in the finest level, 0 in the others. None where kinds of the finest
         level are drawn.
     """
-    shares = allotment(num_spatial, len(kept), kept[-1])
-    if shares is None:
+    if allotment(num_spatial, len(kept), kept[-1]) is None:
         return None
-    finest = [kind for kind, share in enumerate(shares, 1) for _ in range(share)]
-    return [0] * (num_planes(num_spatial, kept) - 1 - len(finest)) + finest
+    finest = len(kept)
+    rows = kept_rows(num_spatial, kept)
+    return [row.kind or 0 if row.level == finest else 0 for row in rows]
 
 
 def num_planes(num_spatial: int, kept: Sequence[int]) -> int:
@@ -127,62 +171,6 @@ def num_planes(num_spatial: int, kept: Sequence[int]) -> int:
         P; a level counts at most its number of rows.
     """
     return 1 + sum(min(m, num_rows(num_spatial, level)) for level, m in enumerate(kept, 1))
-
-
-def row_factors(num_spatial: int, kept: Sequence[int]) -> list[float]:
-    """Return the factor of each row that is kept, see :class:`Rows`.
-
-    Args:
-        num_spatial: 1, 2 or 3.
-        kept: m of each level, coarsest first.
-    """
-    factors: list[float] = []
-    for level, count in enumerate(kept, 1):
-        present = _rows_of_a_kind(num_spatial, level)
-        shares = allotment(num_spatial, level, count)
-        if shares is None:
-            factors += [2.0 ** _KIND_BITS[num_spatial] * present / count] * count
-        else:
-            factors += [present / share for share in shares for _ in range(share)]
-    return factors
-
-
-def drawn_rows(num_spatial: int, kept: Sequence[int]) -> list[bool]:
-    """Tell of each row that is kept whether its kind is drawn, so that it has a divisor.
-
-    Args:
-        num_spatial: 1, 2 or 3.
-        kept: m of each level, coarsest first.
-    """
-    drawn: list[bool] = []
-    for level, count in enumerate(kept, 1):
-        present = min(count, num_rows(num_spatial, level))
-        drawn += [allotment(num_spatial, level, count) is None] * present
-    return drawn
-
-
-def row_moments(num_spatial: int, kept: Sequence[int]) -> list[float]:
-    """Return the second moment of ``c_k / (m p(k))`` of each row, for coefficients of variance 1.
-
-    Args:
-        num_spatial: 1, 2 or 3.
-        kept: m of each level, coarsest first.
-
-    Returns:
-        ``sum_k 1 / (m^2 p(k))`` over the rows of the level, or of the kind where kinds are
-        allotted; 1 of what is kept whole.
-    """
-    moments: list[float] = []
-    for level, count in enumerate(kept, 1):
-        present = _rows_of_a_kind(num_spatial, level)
-        shares = allotment(num_spatial, level, count)
-        if shares is None:
-            entries = 1 << _KIND_BITS[num_spatial]
-            inverse = sum(entries / _weight(kind) for kind in range(1, 1 << num_spatial))
-            moments += [inverse * (present / count) ** 2] * count
-        else:
-            moments += [(present / share) ** 2 for share in shares for _ in range(share)]
-    return moments
 
 
 def draw_words(grid: Size, seed: Tensor) -> Tensor:
@@ -222,32 +210,31 @@ def draw_rows(words: Tensor, num_spatial: int, side: int, kept: Sequence[int]) -
     num_levels, num_words = side.bit_length() - 1, num_row_words(num_spatial, kept)
     bits: list[list[Tensor | int]] = [[0] * num_words for _ in range(num_spatial * num_levels)]
     divisors = [words.new_empty([0, *words.shape])]
-    first = 0
-    for level, count in enumerate(kept, 1):
-        draws = range(min(count, num_rows(num_spatial, level)))
-        rows = range(first, first + len(draws))
-        first += len(draws)
+    table = list(enumerate(kept_rows(num_spatial, kept)))
+    lowest = 0  # bit of the words that was not read yet
+    for level in range(1, num_levels + 1):
+        rows = [(place, row) for place, row in table if row.level == level]
         num_coarse, finest_bit = num_spatial * (level - 1), num_levels - level
-        for place in range(num_coarse):
-            axis, above = divmod(place, level - 1)
-            flipped = [row for row, draw in zip(rows, draws, strict=True) if draw >> place & 1]
-            bit = torch.bitwise_right_shift(words, place).bitwise_and_(1)
-            _flip(bits[axis * num_levels + finest_bit + 1 + above], rows, bit)
-            _flip(bits[axis * num_levels + finest_bit + 1 + above], flipped, 1)
-        words = torch.bitwise_right_shift(words, num_coarse)
-        shares = allotment(num_spatial, level, count)
-        if shares is not None:
-            kinds = [kind for kind, share in enumerate(shares, 1) for _ in range(share)]
+        for coarse in range(num_coarse):
+            axis, above = divmod(coarse, level - 1)
+            flips = bits[axis * num_levels + finest_bit + 1 + above]
+            bit = torch.bitwise_right_shift(words, lowest + coarse).bitwise_and_(1)
+            _flip(flips, [place for place, _ in rows], bit)
+            _flip(flips, [place for place, row in rows if row.draw >> coarse & 1], 1)
+        lowest += num_coarse
+        drawn = [row for _, row in rows if row.kind is None]
+        if not drawn:
             for axis in range(num_spatial):
-                having = [row for row, kind in zip(rows, kinds, strict=True) if kind >> axis & 1]
+                having = [place for place, row in rows if (row.kind or 0) >> axis & 1]
                 _flip(bits[axis * num_levels + finest_bit], having, 1)
             continue
-        drawn = [_drawn_kind(words, draw, num_spatial) for draw in draws]
-        for row, kind in zip(rows, drawn, strict=True):
+        entries = torch.bitwise_right_shift(words, lowest)
+        lowest += _KIND_BITS[num_spatial]
+        kinds = [_drawn_kind(entries, row.draw, num_spatial) for row in drawn]
+        for (place, _), kind in zip(rows, kinds, strict=True):
             for axis, has_axis in enumerate(kind):
-                _flip(bits[axis * num_levels + finest_bit], [row], has_axis)
-        divisors.append(torch.stack([4 - sum(kind[1:], start=kind[0]) for kind in drawn]))
-        words = torch.bitwise_right_shift(words, _KIND_BITS[num_spatial])
+                _flip(bits[axis * num_levels + finest_bit], [place], has_axis)
+        divisors.append(torch.stack([4 - sum(kind[1:], start=kind[0]) for kind in kinds]))
     return Rows(bits, torch.cat(divisors))
 
 
@@ -274,10 +261,6 @@ def _flip(words: list[Tensor | int], rows: Iterable[int], bit: Tensor | int) -> 
 def _weight(kind: int) -> int:
     """Return how likely a kind is drawn, in entries of the table."""
     return 4 - kind.bit_count()
-
-
-def _rows_of_a_kind(num_spatial: int, level: int) -> int:
-    return 1 << (num_spatial * (level - 1))
 
 
 def _drawn_kind(words: Tensor, draw: int, num_spatial: int) -> list[Tensor]:

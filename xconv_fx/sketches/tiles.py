@@ -53,10 +53,9 @@ from xconv_fx.sketches.tile_rows import (
     ROWS_OF_A_WORD,
     draw_rows,
     draw_words,
-    drawn_rows,
     finest_kinds,
+    kept_rows,
     num_row_words,
-    row_factors,
 )
 
 
@@ -87,17 +86,18 @@ def tile_with_rows(
     tiled = tiled.to(compute_dtype(x.dtype))
     inner = _inner_dims(dim_order)
     share = 1.0 / side**num_spatial
-    factors = [factor * share for factor in row_factors(num_spatial, kept)]
+    rows = kept_rows(num_spatial, kept)
+    factors = [row.factor * share for row in rows]
     kinds = finest_kinds(num_spatial, kept)
     if kinds is None:
         parts, kinds = [tiled], [0] * len(factors)
     else:
         parts = _to_cells(tiled, dim_order)
     planes = [parts[0].sum(inner) * share]
-    drawn, rest = drawn_rows(num_spatial, kept), iter(divisors)
-    for sign, kind, has_divisor in zip(_signs(signs, factors, tiled), kinds, drawn, strict=True):
+    rest = iter(divisors)
+    for row, sign, kind in zip(rows, _signs(signs, factors, tiled), kinds, strict=True):
         plane = (parts[kind] * sign).sum(inner)
-        planes.append(plane / next(rest) if has_divisor else plane)
+        planes.append(plane / next(rest) if row.kind is None else plane)
     ordered = torch.stack(planes)
     return ordered.permute([0, *(1 + place for place in inverse(dim_order))])
 
@@ -186,8 +186,8 @@ def rows_sizes(
     tiled: list[int] = []
     for extent, dim in zip(ordered, dim_order, strict=True):
         tiled += [extent, inside] if dim >= 2 else [extent]
-    divisors = [sum(drawn_rows(num_spatial, kept)), *ordered]
-    return [num_row_words(num_spatial, kept), *tiled], divisors
+    num_drawn = sum(row.kind is None for row in kept_rows(num_spatial, kept))
+    return [num_row_words(num_spatial, kept), *tiled], [num_drawn, *ordered]
 
 
 def side_of_signs(num_spatial: int, side: int, kept: Sequence[int]) -> int:
@@ -329,34 +329,24 @@ def _from_cells(
     once, Inductor (2.13) would copy. One row comes last, with the mean: what reads sums alone gets
     a loop of another shape, before which they would be stored.
     """
-    inner, axes = _inner_dims(dim_order), _axes(dim_order)
-    pair = 1 << axes[0]
-
-    def spread(plane: Tensor) -> Tensor:
-        plane = _spread(plane, dim_order)
-        for place in reversed(inner[1:]):
-            plane = plane.unsqueeze(place + 1)
-        return plane
-
+    inner, (first, *others) = _inner_dims(dim_order), _axes(dim_order)
+    places = [place + earlier for earlier, place in enumerate(inner)][1:]
+    mean, *drawn = (_unsqueeze(_spread(plane, dim_order), places) for plane in ordered)
+    alternating = 1 - 2 * torch.arange(2, device=mean.device).to(mean.dtype)
     alike: list[Tensor] = []
     changing: list[Tensor] = []
-    for plane, sign, kind in zip(ordered[1:], signs, kinds, strict=True):
-        for earlier in reversed(range(1, len(inner))):
-            sign = sign.unsqueeze(inner[earlier] + 1)
-            if kind >> axes[earlier] & 1:
-                after = sign.dim() - inner[earlier] - 2
-                sign = sign * _alternating(sign).view([-1] + [1] * after)
-        (changing if kind & pair else alike).append(spread(plane) * sign)
-    last = spread(ordered[0])
+    for plane, sign, kind in zip(drawn, signs, kinds, strict=True):
+        sign = _unsqueeze(sign, places)
+        for place, axis in zip(places, others, strict=True):
+            if kind >> axis & 1:
+                sign = sign * alternating.view([-1] + [1] * (sign.dim() - 1 - place))
+        (changing if kind >> first & 1 else alike).append(plane * sign)
+    last = mean
     if alike:
         last = last + alike.pop()
     change = functools.reduce(torch.add, changing)
     level = functools.reduce(torch.add, alike) if alike else torch.zeros_like(change)
     return torch.stack([level + change + last, level - change + last], inner[0] + 1)
-
-
-def _alternating(like: Tensor) -> Tensor:
-    return 1 - 2 * torch.arange(2, device=like.device).to(like.dtype)
 
 
 def _unbind_cells(tiled: Tensor, dim_order: Sequence[int]) -> list[Tensor]:
@@ -409,9 +399,14 @@ def _split(ordered: Tensor, side: int, dim_order: Sequence[int]) -> Tensor:
 
 def _spread(ordered: Tensor, dim_order: Sequence[int]) -> Tensor:
     """Make one number a tile broadcast over the elements of the tile."""
-    for place in _inner_dims(dim_order):
-        ordered = ordered.unsqueeze(place)
-    return ordered
+    return _unsqueeze(ordered, _inner_dims(dim_order))
+
+
+def _unsqueeze(x: Tensor, places: Sequence[int]) -> Tensor:
+    """Insert dimensions of size 1, places in rising order."""
+    for place in places:
+        x = x.unsqueeze(place)
+    return x
 
 
 def _merge(tiled: Tensor, size: Size, side: int, dim_order: Sequence[int]) -> Tensor:

@@ -9,10 +9,9 @@ from xconv_fx.sketches.tile_rows import (
     allotment,
     draw_rows,
     draw_words,
+    kept_rows,
     num_planes,
     num_rows,
-    row_factors,
-    row_moments,
 )
 
 SEED = torch.tensor(2**61 + 424242)
@@ -36,7 +35,7 @@ def test_a_row_has_its_probability_and_its_level(num_spatial, side, numbers_of):
     levels = side.bit_length() - 1
     num_bits = word_bits(num_spatial, levels)
     words = torch.arange(2**num_bits, dtype=torch.int32)
-    factors = row_factors(num_spatial, [1] * levels)
+    known = kept_rows(num_spatial, [1] * levels)
     rows = draw_rows(words, num_spatial, side, [1] * levels)
     divisors = iter(rows.divisors)
     for level, number in enumerate(numbers_of(rows, words, levels), 1):
@@ -44,11 +43,10 @@ def test_a_row_has_its_probability_and_its_level(num_spatial, side, numbers_of):
         assert len(index) == num_rows(num_spatial, level)
         probability = count.double() / len(words)
         divisor = torch.ones_like(words) if num_spatial == 1 else next(divisors)
-        inverse = factors[level - 1] / divisor.double()
+        inverse = known[level - 1].factor / divisor.double()
         for k, p in zip(index, probability, strict=True):
             assert torch.allclose(inverse[number == k], 1 / p)
-        moment = row_moments(num_spatial, [1] * levels)[level - 1]
-        assert moment == pytest.approx(float((1 / probability).sum()))
+        assert known[level - 1].moment == pytest.approx(float((1 / probability).sum()))
         # The finest bit set in any axis is the level's.
         axes = [index >> (axis * levels) & (side - 1) for axis in range(num_spatial)]
         finest = torch.stack(axes).sum(0) * 0
@@ -64,7 +62,7 @@ def test_an_allotted_row_is_uniform_over_its_kind(num_spatial, kept, numbers_of)
     words = torch.arange(2 ** word_bits(num_spatial, levels), dtype=torch.int32)
     rows = draw_rows(words, num_spatial, 2**levels, kept)
     numbers = numbers_of(rows, words, sum(kept))
-    factors, moments = row_factors(num_spatial, kept), row_moments(num_spatial, kept)
+    known = kept_rows(num_spatial, kept)
     assert len(rows.divisors) == 0
     place = 0
     for level, count in enumerate(kept, 1):
@@ -75,8 +73,8 @@ def test_an_allotted_row_is_uniform_over_its_kind(num_spatial, kept, numbers_of)
                 index, times = numbers[row].unique(return_counts=True)
                 assert len(index) == 2 ** (num_spatial * (level - 1))
                 assert bool((times == times[0]).all())
-                assert factors[row] == len(index) / share
-                assert moments[row] == factors[row] ** 2
+                assert known[row].factor == len(index) / share
+                assert known[row].moment == known[row].factor ** 2
             place += share
     assert place == len(numbers)
 
