@@ -3,8 +3,10 @@
 Run as ``python -m benchmarks.step_time``. Everything is compiled by Inductor and timed in turn in
 one run; figures are ratios, medians over the rounds. The first table times, for one 3x3
 convolution of 64 channels at 56x56, its forward and backward, and the encode and the decode of its
-input by each codec, alone (inside a step they are fused with their neighbours and cost less). The
-second times steps of zoo models under ``xconv`` as a multiple of the same step under
+input by each codec, alone (inside a step they are fused with their neighbours and cost less), with
+an allocator that keeps what is freed: else the one who frees pays for handing back what others
+took, and the next one for getting it again. The second, with the allocator as it is, times steps of
+zoo models under ``xconv`` as a multiple of the same step under
 ``inductor``, with the time to compile as well.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import functools
 import json
 import os
@@ -128,6 +131,17 @@ def empty_cache() -> Iterator[None]:
                 os.environ[name] = before
 
 
+def keep_freed_memory() -> None:
+    """Let glibc keep all that is freed to this process, for the rest of it; no other C library."""
+    # Of malloc.h: the free memory at the top of the heap, and the size of a block, from which
+    # memory goes back to the system.
+    trim_threshold, mmap_threshold = -1, -3
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for threshold in (trim_threshold, mmap_threshold):
+            mallopt(threshold, 2**31 - 1)
+
+
 def _training_step(
     compiled: Callable[..., Any], model: nn.Module, inputs: tuple[Tensor, ...]
 ) -> Callable[[], None]:
@@ -210,11 +224,12 @@ def step_table(rows: list[StepRatio]) -> Table:
 def main(rounds: int, batch_size: int, device: str, steps: bool, json_path: Path | None) -> None:
     """Time codecs beside a convolution, and steps under xconv beside inductor."""
     console = Console(width=120)
-    codecs = codec_times(batch_size * _BATCH_FACTORS[device], rounds, device)
-    console.print(codec_table(codecs))
     ratios = [step_ratio(label, rounds, device) for label in STEPS] if steps else []
     if ratios:
         console.print(step_table(ratios))
+    keep_freed_memory()
+    codecs = codec_times(batch_size * _BATCH_FACTORS[device], rounds, device)
+    console.print(codec_table(codecs))
     console.print(f"batches times {_BATCH_FACTORS[device]}, {device_text(device)}")
     if json_path is not None:
         rows = {"codecs": [asdict(r) for r in codecs], "steps": [asdict(r) for r in ratios]}

@@ -188,15 +188,17 @@ _SETTINGS = {
     # in any case) that reads two buffers or more is stored. A decode costs little but has
     # many: the product of a norm's input with its gradient was stored as a whole activation (2.13).
     "realize_opcount_threshold": 100,
+    # So is any that reads more buffers than this (by default 12 on a CPU, 8 else). The product of a
+    # decoded norm input with its gradient reads 8 or 9, that of a vector with an octonion 16.
+    "realize_acc_reads_threshold": 16,
 }
 
 
-# Off the CPU. A value that several kernels read is stored if it reads more than 4 buffers, and any
-# that reads more than 8: a decoded norm input reads 6, its product with the gradient 8 or 9. A
-# kernel moves bytes there for longer than it decodes, and a third of those of a backward were
-# theirs (2.11). On the CPU the second limit is 12 anyway, and with 8 as the first one peaks rise by
-# a sixth: all loops between two calls are one function, whose buffers are live together (2.13).
-_ACCELERATOR_SETTINGS = {"realize_reads_threshold": 8, "realize_acc_reads_threshold": 12}
+# Off the CPU. A value that several kernels read is stored if it reads more than 4 buffers; a
+# decoded norm input reads 6. A kernel moves bytes there for longer than it decodes, and a third of
+# those of a backward were such values and the above (2.11). With 8 on the CPU peaks rise by a
+# sixth: all loops between two calls are one function, whose buffers are live together (2.13).
+_ACCELERATOR_SETTINGS = {"realize_reads_threshold": 8}
 
 
 def inductor_settings(device_type: str = "cpu") -> dict[str, Any]:

@@ -93,7 +93,7 @@ def _laid_out(tensor: torch.Tensor, layout: torch.memory_format) -> tuple[torch.
 def _signs_nbytes(node: fx.Node, laid_out: Layouts) -> int:
     """What drawing rows of tiles holds besides its results, see ``sketches.tiles``.
 
-    While words are drawn eight of them; while kinds are, a word an axis and three more for each
+    While words are drawn six of them; while kinds are, a word an axis and three more for each
     such row (measured, torch 2.13); in the end the signs once more, and words of bits.
     """
     del laid_out
@@ -104,20 +104,20 @@ def _signs_nbytes(node: fx.Node, laid_out: Layouts) -> int:
     nbytes: int = tensor_nbytes(signs) or 0
     results = nbytes + (tensor_nbytes(divisors) or 0)
     word_nbytes: int = nbytes // (signs.shape[0] * inside**num_spatial)
-    num_words: int = num_spatial * (inside.bit_length() - 1) * signs.shape[0] + 1
-    num_early: int = max(8, (num_spatial + 2) * divisors.shape[0] + 2 * num_spatial)
+    num_words: int = num_spatial * (inside.bit_length() - 1) * signs.shape[0] + 2
+    num_early: int = max(6, (num_spatial + 2) * divisors.shape[0] + 2 * num_spatial)
     return max(nbytes + num_words * word_nbytes, num_early * word_nbytes - results)
 
 
-def _maps_nbytes(node: fx.Node, laid_out: Layouts) -> int:
+def _octonions_nbytes(node: fx.Node, laid_out: Layouts) -> int:
     """What drawing octonions of tiles holds besides its result (measured, torch 2.13)."""
     del laid_out
-    return (tensor_nbytes(node.meta["val"]) or 0) * 9 // 7
+    return (tensor_nbytes(node.meta["val"]) or 0) * 5
 
 
 WORKSPACES: Workspaces = {
     torch.ops.xconv.draw_signs.default: _signs_nbytes,
-    torch.ops.xconv.draw_maps.default: _maps_nbytes,
+    torch.ops.xconv.draw_octonions.default: _octonions_nbytes,
     torch.ops.xconv.conv_input_grad.default: _input_gradient_nbytes,
     torch.ops.xconv.conv_weight_grad.default: _weight_gradient_nbytes,
 }

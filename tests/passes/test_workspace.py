@@ -119,7 +119,7 @@ def test_channels_that_do_not_fill_a_block_are_filled_up(channels, outputs, kind
         (sketching.draw_signs, ([64, 8, 100], 4, [1, 2], [0, 1, 2])),
         (sketching.draw_signs, ([64, 8, 100], 8, [1, 2, 3], [0, 1, 2])),
         (sketching.draw_signs, ([64, 8, 100], 8, [1, 2, 4], [0, 1, 2])),
-        (sketching.draw_maps, ([16, 64, 20, 20], 3)),
+        (sketching.draw_octonions, ([16, 64, 20, 20], 3)),
     ],
 )
 def test_drawing_needs_what_the_model_says(op, args):

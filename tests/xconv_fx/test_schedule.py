@@ -9,7 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from xconv_fx import _torch
 from xconv_fx._schedule import read_schedule
-from xconv_fx.ops.sketching import draw_maps
+from xconv_fx.ops.sketching import draw_octonions
 
 aten = torch.ops.aten
 
@@ -160,8 +160,10 @@ def test_the_results_of_a_call_are_not_asked_for_the_workspace_of_the_call():
         return 77
 
     seed = torch.zeros(40, dtype=torch.int32)
-    program = schedule(lambda s: draw_maps(s, [2, 1, 3, 3], 5), seed, workspace_of=workspace_of)
-    assert asked == [(draw_maps, [(40,)])]
+    program = schedule(
+        lambda s: draw_octonions(s, [2, 1, 3, 3], 5), seed, workspace_of=workspace_of
+    )
+    assert asked == [(draw_octonions, [(40,)])]
     assert sum(k.workspace_nbytes for k in program.kernels) == 77
 
 

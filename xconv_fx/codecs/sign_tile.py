@@ -27,8 +27,7 @@ _SCALARS = Quantize(4)
 class SignTile:
     """Tile means, and rows drawn of each level as signs and lengths.
 
-    The planes of ``sketches.tiles``; those behind the means go eight by eight through
-    ``sketches.octonions``. Eight kept rows take 8 bits, and 4 bits for their length.
+    See ``sketches.sign_tiles``. Eight kept rows take 8 bits, and 4 bits for their length.
 
     Attributes:
         side: elements of a tile along each spatial dimension, 2, 4 or 8.
@@ -67,8 +66,7 @@ class SignTile:
     ) -> tuple[Tensor, ...]:
         """See :meth:`Codec.encode`; returns signs, and the parts of means and lengths."""
         seed = required(seed, self.name)
-        planes: Tensor = sketching.tile(x, seed, self.side, list(self.kept), list(dim_order))
-        signs, scalars = sketching.encode_planes(planes, seed, list(dim_order))
+        signs, scalars = sketching.sign_tile(x, seed, self.side, list(self.kept), list(dim_order))
         return (signs, *_SCALARS.encode(scalars, seed, dim_order))
 
     def decode(
@@ -84,11 +82,8 @@ class SignTile:
         signs, *rounded = parts
         shape, wide = self._scalars_shape(size), compute_dtype(dtype)
         scalars = _SCALARS.decode(rounded, seed, shape, wide, dim_order)
-        count = num_planes(len(size) - 2, self.kept)
-        planes: Tensor = sketching.decode_planes(signs, scalars, seed, count, list(dim_order))
-        decoded: Tensor = sketching.untile(
-            planes, seed, list(size), dtype, self.side, list(self.kept), list(dim_order)
-        )
+        rest = (list(size), dtype, self.side, list(self.kept), list(dim_order))
+        decoded: Tensor = sketching.sign_untile(signs, scalars, seed, *rest)
         return decoded
 
     def nbytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:

@@ -12,7 +12,7 @@ from xconv_fx.codecs.checks import floating_only, is_int, required
 from xconv_fx.codecs.quantize import ALLOWED_BITS, Quantize
 from xconv_fx.errors import OptionError
 from xconv_fx.ops import sketching
-from xconv_fx.sketches.layout import Size
+from xconv_fx.sketches.layout import Size, planes_order
 from xconv_fx.sketches.quantize import compute_dtype
 from xconv_fx.sketches.tile_rows import kept_rows, num_planes, num_rows
 from xconv_fx.sketches.tiles import grid_of
@@ -77,7 +77,7 @@ class Tile:
         """See :meth:`Codec.encode`; returns the parts of the quantised planes."""
         seed = required(seed, self.name)
         planes: Tensor = sketching.tile(x, seed, self.side, list(self.kept), list(dim_order))
-        return Quantize(self.bits).encode(planes, seed, _planes_order(dim_order))
+        return Quantize(self.bits).encode(planes, seed, planes_order(dim_order))
 
     def decode(
         self,
@@ -90,7 +90,7 @@ class Tile:
         """See :meth:`Codec.decode`."""
         seed = required(seed, self.name)
         planes = Quantize(self.bits).decode(
-            parts, seed, self._planes_shape(size), compute_dtype(dtype), _planes_order(dim_order)
+            parts, seed, self._planes_shape(size), compute_dtype(dtype), planes_order(dim_order)
         )
         decoded: Tensor = sketching.untile(
             planes, seed, list(size), dtype, self.side, list(self.kept), list(dim_order)
@@ -137,7 +137,3 @@ class Tile:
 
     def _planes_shape(self, size: Size) -> list[int]:
         return [num_planes(len(size) - 2, self.kept), *grid_of(size, self.side)]
-
-
-def _planes_order(dim_order: Sequence[int]) -> list[int]:
-    return [0, *(1 + dim for dim in dim_order)]

@@ -20,10 +20,11 @@ from xconv_fx.sketches import (
     probing,
     quantize,
     randomness,
+    sign_tiles,
     tile_rows,
     tiles,
 )
-from xconv_fx.sketches.layout import Size, inverse
+from xconv_fx.sketches.layout import Size, inverse, planes_order
 
 
 def empty_in_order(
@@ -107,8 +108,7 @@ def _fake_tile(
     del seed
     _check_order(dim_order, x.dim())
     size = [tile_rows.num_planes(x.dim() - 2, kept), *tiles.grid_of(x.shape, side)]
-    planes_order = [0, *(1 + dim for dim in dim_order)]
-    return empty_in_order(x, size, quantize.compute_dtype(x.dtype), planes_order)
+    return empty_in_order(x, size, quantize.compute_dtype(x.dtype), planes_order(dim_order))
 
 
 def _fake_untile(
@@ -125,25 +125,31 @@ def _fake_untile(
     return empty_in_order(planes, size, dtype, dim_order)
 
 
-def _fake_encode_planes(
-    planes: Tensor, seed: Tensor, dim_order: Sequence[int]
+def _fake_sign_tile(
+    x: Tensor, seed: Tensor, side: int, kept: Sequence[int], dim_order: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     del seed
-    _check_order(dim_order, planes.dim() - 1)
-    count, grid = octonions.num_vectors(planes.shape[0]), planes.shape[1:]
-    order = [0, *(1 + dim for dim in dim_order)]
-    signs = empty_in_order(planes, [count, *grid], torch.uint8, order)
+    _check_order(dim_order, x.dim())
+    count = octonions.num_vectors(tile_rows.num_planes(x.dim() - 2, kept))
+    grid = tiles.grid_of(x.shape, side)
+    signs = empty_in_order(x, [count, *grid], torch.uint8, [0, *(1 + dim for dim in dim_order)])
     size = [grid[0], (1 + count) * grid[1], *grid[2:]]
-    return signs, empty_in_order(planes, size, planes.dtype, dim_order)
+    return signs, empty_in_order(x, size, quantize.compute_dtype(x.dtype), dim_order)
 
 
-def _fake_decode_planes(
-    signs: Tensor, kept: Tensor, seed: Tensor, num_planes: int, dim_order: Sequence[int]
+def _fake_sign_untile(
+    signs: Tensor,
+    scalars: Tensor,
+    seed: Tensor,
+    size: Size,
+    dtype: torch.dtype,
+    side: int,
+    kept: Sequence[int],
+    dim_order: Sequence[int],
 ) -> Tensor:
-    del seed
-    _check_order(dim_order, signs.dim() - 1)
-    order = [0, *(1 + dim for dim in dim_order)]
-    return empty_in_order(kept, [num_planes, *signs.shape[1:]], kept.dtype, order)
+    del signs, seed, side, kept
+    _check_order(dim_order, len(size))
+    return empty_in_order(scalars, size, dtype, dim_order)
 
 
 def _fake_draw_signs(
@@ -153,8 +159,8 @@ def _fake_draw_signs(
     return seed.new_empty(signs, dtype=torch.int32), seed.new_empty(divisors, dtype=torch.int32)
 
 
-def _fake_draw_maps(seed: Tensor, grid: Size, count: int) -> Tensor:
-    size = [count, octonions.DIM, octonions.DIM, grid[0], 1, *grid[2:]]
+def _fake_draw_octonions(seed: Tensor, grid: Size, count: int) -> Tensor:
+    size = [count, octonions.DIM, *octonions.octonions_grid(grid)]
     return seed.new_empty(size, dtype=torch.float32)
 
 
@@ -267,10 +273,10 @@ draw_signs = define(
     tiles.draw_signs,
     _fake_draw_signs,
 )
-draw_maps = define(
-    "draw_maps(Tensor seed, SymInt[] grid, int count) -> Tensor",
-    octonions.draw_maps,
-    _fake_draw_maps,
+draw_octonions = define(
+    "draw_octonions(Tensor seed, SymInt[] grid, int count) -> Tensor",
+    octonions.draw_octonions,
+    _fake_draw_octonions,
 )
 tile = define(
     "tile(Tensor x, Tensor seed, int side, int[] kept, int[] dim_order) -> Tensor",
@@ -286,16 +292,16 @@ untile = define(
     functools.partial(tiles.untile, draw=draw_signs),
 )
 wait = define("wait(Tensor kept, Tensor other) -> Tensor", _wait, _wait)
-encode_planes = define(
-    "encode_planes(Tensor planes, Tensor seed, int[] dim_order) -> (Tensor, Tensor)",
-    octonions.encode_planes,
-    _fake_encode_planes,
-    functools.partial(octonions.encode_planes, draw=draw_maps),
+sign_tile = define(
+    "sign_tile(Tensor x, Tensor seed, int side, int[] kept, int[] dim_order) -> (Tensor, Tensor)",
+    sign_tiles.sign_tile,
+    _fake_sign_tile,
+    functools.partial(sign_tiles.sign_tile, draw_signs=draw_signs, draw_octonions=draw_octonions),
 )
-decode_planes = define(
-    "decode_planes(Tensor signs, Tensor kept, Tensor seed, int num_planes, int[] dim_order)"
-    " -> Tensor",
-    octonions.decode_planes,
-    _fake_decode_planes,
-    functools.partial(octonions.decode_planes, draw=draw_maps),
+sign_untile = define(
+    "sign_untile(Tensor signs, Tensor scalars, Tensor seed, SymInt[] size, ScalarType dtype,"
+    " int side, int[] kept, int[] dim_order) -> Tensor",
+    sign_tiles.sign_untile,
+    _fake_sign_untile,
+    functools.partial(sign_tiles.sign_untile, draw_signs=draw_signs, draw_octonions=draw_octonions),
 )

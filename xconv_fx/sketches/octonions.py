@@ -26,7 +26,7 @@ with more detail (4 to 13 % less error, least with batch norm, where the samples
 have the larger gradients), a prediction of the details from neighbouring means, and cosines in
 place of Walsh-Hadamard rows (some 5 % less noise each).
 
-A uniform direction is that of 8 normal numbers (``randomness.gaussian``, whose grid of 2**-24 and
+A uniform direction is that of 8 normal numbers (``randomness.gaussians``, whose grid of 2**-24 and
 largest value of 5.9 move expectations by some 1e-7 at most). A length below 1e-19 in float32
 comes back as 0 and one above 1e19 as inf, their squares being so.
 
@@ -37,13 +37,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from xconv_fx.sketches.layout import Size, inverse, known, numel_of
-from xconv_fx.sketches.randomness import gaussian
+from xconv_fx.sketches.layout import Size, inverse, planes_order
+from xconv_fx.sketches.randomness import gaussians
 
 DIM = 8
 """Numbers in an octonion."""
@@ -51,7 +51,7 @@ DIM = 8
 MEAN_ABS_COORDINATE = 32.0 / (35.0 * math.pi)
 """kappa: the mean of |u_1| over the unit sphere of R^8."""
 
-_STREAM = 21
+_STREAM = 1
 # Basis octonions multiply to e_i e_j = +-e_(i xor j), by the Cayley-Dickson construction; bit
 # 8 k + j is set where e_(k xor j) e_j = -e_k.
 _NEGATIVE = 0x4C_26_8A_E0_52_38_94_FE
@@ -69,8 +69,8 @@ def num_vectors(num_planes: int) -> int:
     return -(-(num_planes - 1) // DIM)
 
 
-def draw_maps(seed: Tensor, grid: Size, count: int) -> Tensor:
-    """Draw the maps ``y -> a y`` of each tile of a sample, which its channels share.
+def draw_octonions(seed: Tensor, grid: Size, count: int) -> Tensor:
+    """Draw the octonions of the tiles of a sample, which its channels share.
 
     Args:
         seed: 0-dim int64 tensor in [0, 2**62), or its row of a key schedule.
@@ -78,151 +78,107 @@ def draw_maps(seed: Tensor, grid: Size, count: int) -> Tensor:
         count: Q.
 
     Returns:
-        float32 tensor ``(Q, 8, 8, N, 1, *tile counts)``, see :func:`maps_of`.
+        float32 tensor ``(Q, 8, *sizes)`` of length 1 along dimension 1, with the sizes of
+        :func:`octonions_grid`.
     """
-    shape = [grid[0], 1, *grid[2:]]
-    numel = numel_of(shape)
-    row = torch.arange(numel, device=seed.device)
-    column = torch.arange(DIM * count, device=seed.device).unsqueeze(1)
-    row_bits = 16 if known(numel <= 2**16) else 48
-    normal = gaussian(row, column, seed, stream=_STREAM, row_bits=row_bits, column_bits=16)
-    return maps_of(normal.view([count, DIM, *shape]))
+    sizes = octonions_grid(grid)
+    normal = gaussians([count * DIM, *sizes], seed, stream=_STREAM).view([count, DIM, *sizes])
+    return normal / normal.square().sum(1, keepdim=True).sqrt()
 
 
-def maps_of(octonions: Tensor) -> Tensor:
-    """Write octonions as the matrices of ``y -> a y``.
+def octonions_grid(grid: Size) -> list[int]:
+    """Return how many octonions a vector has along each dimension; its channels share one.
+
+    So do tiles along the last of two or three spatial dimensions. Sharing leaves expectations as
+    they are, and errors too but for little, since rows have random signs (``sketches.tile_rows``).
 
     Args:
-        octonions: floating tensor ``(Q, 8, ...)``, of any length but 0, which is divided out.
-
-    Returns:
-        Tensor ``(Q, 8, 8, ...)``: orthogonal matrices, row by row.
+        grid: ``(N, C, *tile counts)``; the ints may be SymInts.
     """
-    unit = octonions / octonions.square().sum(1, keepdim=True).sqrt()
-    place = torch.arange(DIM * DIM, device=unit.device)
-    taken = unit.index_select(1, torch.bitwise_right_shift(place, 3) ^ (place & (DIM - 1)))
-    negative = torch.bitwise_right_shift(torch.full_like(place, _NEGATIVE), place) & 1
-    signs = (1 - 2 * negative).to(unit.dtype).view([-1] + [1] * (unit.dim() - 2))
-    return (taken * signs).view([unit.shape[0], DIM, DIM, *unit.shape[2:]])
+    batch, _, *spatial = grid
+    return [batch, 1, *spatial] if len(spatial) == 1 else [batch, 1, *spatial[:-1], 1]
 
 
-def to_signs(planes: Tensor, maps: Tensor, dim_order: Sequence[int]) -> tuple[Tensor, Tensor]:
+def to_signs(
+    planes: Sequence[Tensor], octonions: Tensor, dim_order: Sequence[int]
+) -> tuple[Tensor, Tensor]:
     """Turn the planes behind the first into signs and lengths.
 
     Args:
-        planes: floating tensor ``(P, N, C, *tile counts)``, P >= 2.
-        maps: from :func:`draw_maps`, of the same grid and Q.
+        planes: P >= 2 floating tensors ``(N, C, *tile counts)``.
+        octonions: from :func:`draw_octonions`, of the same grid and Q.
         dim_order: dimensions of a plane from outermost to innermost in memory.
 
     Returns:
-        Signs, uint8 ``(Q, N, C, *tile counts)``, bit k set where z_k >= 0, in memory order plane
-        by plane; and the first plane with the lengths behind it as further channels, ``(N,
+        Signs, uint8 ``(Q, N, C, *tile counts)``, bit k set where z_k >= 0, in memory order vector
+        by vector; and the first plane with the lengths behind it as further channels, ``(N,
         (1 + Q) C, *tile counts)`` in memory order, which rounds as an activation does.
     """
-    order = _planes_order(dim_order)
-    ordered = planes.permute(order)
-    count = num_vectors(ordered.shape[0])
-    numbers, missing = ordered[1:], DIM * count + 1 - ordered.shape[0]
-    if missing:
-        zeros = torch.zeros_like(ordered[:1]).expand([missing, *ordered.shape[1:]])
-        numbers = torch.cat([numbers, zeros])
-    y = numbers.reshape([count, DIM, *ordered.shape[1:]])
-    turning = _ordered_maps(maps, planes.dtype, dim_order)
+    mean, *numbers = (plane.permute(list(dim_order)) for plane in planes)
+    codes, lengths = [], []
     # Written out: a reduction over eight would be a loop that Inductor (2.13) does not unroll.
-    z = _sum([turning[:, :, j] * y[:, j].unsqueeze(1) for j in range(DIM)])
-    codes = _sum([(z[:, k] >= 0).to(torch.int32) * (1 << k) for k in range(DIM)]).to(torch.uint8)
-    lengths = _sum([y[:, j].square() for j in range(DIM)]).sqrt()
-    kept = torch.cat([ordered[0], *lengths], dim_order.index(1))
-    return codes.permute(inverse(order)), kept.permute(inverse(dim_order))
+    for vector, a in enumerate(_ordered(octonions, mean.dtype, dim_order)):
+        y = dict(enumerate(numbers[DIM * vector : DIM * (vector + 1)]))
+        z = [_signed_sum({j: a[k ^ j] * y[j] for j in y}, _negative_columns(k)) for k in range(DIM)]
+        bits = [(number >= 0).to(torch.int32) * (1 << k) for k, number in enumerate(z)]
+        codes.append(_sum(bits).to(torch.uint8))
+        lengths.append(_sum([number.square() for number in y.values()]).sqrt())
+    signs = torch.stack(codes).permute([0, *(1 + place for place in inverse(dim_order))])
+    kept = torch.cat([mean, *lengths], dim_order.index(1))
+    return signs, kept.permute(inverse(dim_order))
 
 
 def from_signs(
-    signs: Tensor, kept: Tensor, maps: Tensor, num_planes: int, dim_order: Sequence[int]
+    signs: Tensor, kept: Tensor, octonions: Tensor, num_planes: int, dim_order: Sequence[int]
 ) -> Tensor:
     """Rebuild planes whose expectation is the given ones.
 
     Args:
         signs: uint8 ``(Q, N, C, *tile counts)`` from :func:`to_signs`.
         kept: first plane and lengths ``(N, (1 + Q) C, *tile counts)``, perhaps rounded.
-        maps: those that :func:`to_signs` was given.
+        octonions: those that :func:`to_signs` was given.
         num_planes: P.
         dim_order: dimensions of a plane from outermost to innermost in memory.
 
     Returns:
-        Planes ``(P, N, C, *tile counts)`` of the dtype of ``kept``, in memory order plane by
-        plane.
+        Planes ``(P, N, C, *tile counts)`` of the dtype of ``kept``, in the memory order of
+        ``layout.planes_order``.
     """
-    order = _planes_order(dim_order)
-    codes = signs.permute(order).to(torch.int32)
     # A view of itself: Inductor (2.13) stores what as_strided reads. It would else round back a
     # length for each of its eight numbers.
     kept = kept.as_strided(kept.shape, kept.stride()).permute(list(dim_order))
-    place = dim_order.index(1)
-    split = [*kept.shape[:place], 1 + codes.shape[0], signs.shape[2], *kept.shape[place + 1 :]]
-    scalars = kept.reshape(split).movedim(place, 0)
-    turning = _ordered_maps(maps, kept.dtype, dim_order)
-    # A mask in place of a shift, which is slow where it is vectorised (Inductor 2.13); written
-    # out, see to_signs.
-    positive = [(codes & 1 << k).unsqueeze(1) != 0 for k in range(DIM)]
-    turned = _sum([torch.where(positive[k], turning[:, k], -turning[:, k]) for k in range(DIM)])
-    lengths = scalars[1:] * (1.0 / (DIM * MEAN_ABS_COORDINATE))
-    y = (turned * lengths.unsqueeze(1)).reshape([DIM * codes.shape[0], *scalars.shape[1:]])
-    return torch.cat([scalars[:1], y[: num_planes - 1]]).permute(inverse(order))
+    mean, *lengths = kept.chunk(1 + signs.shape[0], dim_order.index(1))
+    codes = signs.permute([0, *(1 + dim for dim in dim_order)]).to(torch.int32)
+    rebuilt = []
+    for vector, a in enumerate(_ordered(octonions, kept.dtype, dim_order)):
+        length = lengths[vector] * (1.0 / (DIM * MEAN_ABS_COORDINATE))
+        # A mask in place of a shift, which is slow where it is vectorised (Inductor 2.13).
+        positive = [codes[vector] & 1 << k != 0 for k in range(DIM)]
+        z = [torch.where(positive[k], length, -length) for k in range(DIM)]
+        for j in range(min(DIM, num_planes - 1 - DIM * vector)):
+            terms = {k: a[k ^ j] * z[k] for k in range(DIM)}
+            rebuilt.append(_signed_sum(terms, {k for k in terms if j in _negative_columns(k)}))
+    return torch.stack([mean, *rebuilt], -2).permute(inverse(planes_order(dim_order)))
 
 
-def encode_planes(
-    planes: Tensor,
-    seed: Tensor,
-    dim_order: Sequence[int],
-    draw: Callable[..., Tensor] = draw_maps,
-) -> tuple[Tensor, Tensor]:
-    """Turn the planes behind the first into signs and lengths, by octonions drawn from a seed.
-
-    Args:
-        planes: floating tensor ``(P, N, C, *tile counts)``, P >= 2.
-        seed: 0-dim int64 tensor in [0, 2**62), or its row of a key schedule.
-        dim_order: dimensions of a plane from outermost to innermost in memory.
-        draw: :func:`draw_maps`, or an operator that does the same.
-
-    Returns:
-        Signs, and first plane and lengths, see :func:`to_signs`.
-    """
-    maps = draw(seed, planes.shape[1:], num_vectors(planes.shape[0]))
-    return to_signs(planes, maps, dim_order)
+def _ordered(octonions: Tensor, dtype: torch.dtype, dim_order: Sequence[int]) -> list[list[Tensor]]:
+    """Return the eight numbers of each octonion, with the dimensions of tiles in memory order."""
+    order = [0, 1, *(2 + dim for dim in dim_order)]
+    return [list(octonion.unbind()) for octonion in octonions.to(dtype).permute(order).unbind()]
 
 
-def decode_planes(
-    signs: Tensor,
-    kept: Tensor,
-    seed: Tensor,
-    num_planes: int,
-    dim_order: Sequence[int],
-    draw: Callable[..., Tensor] = draw_maps,
-) -> Tensor:
-    """Rebuild planes, by the octonions of a seed.
-
-    Args:
-        signs: see :func:`from_signs`.
-        kept: see :func:`from_signs`.
-        seed: the seed that :func:`encode_planes` was given.
-        num_planes: P.
-        dim_order: dimensions of a plane from outermost to innermost in memory.
-        draw: see :func:`encode_planes`.
-
-    Returns:
-        Planes ``(P, N, C, *tile counts)``, see :func:`from_signs`.
-    """
-    maps = draw(seed, signs.shape[1:], num_vectors(num_planes))
-    return from_signs(signs, kept, maps, num_planes, dim_order)
+def _negative_columns(k: int) -> set[int]:
+    """Return j where row k of the map ``y -> a y`` has ``-a_(k xor j)``."""
+    return {j for j in range(DIM) if _NEGATIVE >> (DIM * k + j) & 1}
 
 
-def _planes_order(dim_order: Sequence[int]) -> list[int]:
-    return [0, *(1 + dim for dim in dim_order)]
-
-
-def _ordered_maps(maps: Tensor, dtype: torch.dtype, dim_order: Sequence[int]) -> Tensor:
-    """Bring the dimensions of the tiles into memory order."""
-    return maps.to(dtype).permute([0, 1, 2, *(3 + dim for dim in dim_order)])
+def _signed_sum(terms: Mapping[int, Tensor], negative: Container[int]) -> Tensor:
+    """Add up the terms, those with negative keys subtracted."""
+    added = [term for key, term in terms.items() if key not in negative]
+    taken = [term for key, term in terms.items() if key in negative]
+    if not added:
+        return -_sum(taken)
+    return functools.reduce(torch.sub, taken, _sum(added))
 
 
 def _sum(terms: Sequence[Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
 """Rows of a tile's Walsh-Hadamard basis, drawn from a word of random bits a tile.
 
-In: words (or a seed). Out: the bits of the rows' numbers, those of all rows in a word, and the
-inverse of their probabilities. Levels, rows and the proof that drawing is unbiased: see
+In: words (or a seed). Out: the bits of the rows' numbers, those of all rows in a word, the inverse
+of their probabilities, and signs for them. Levels, rows and the proof that drawing is unbiased: see
 ``sketches.tiles``.
 
 A row of level l in d dimensions is d numbers of L bits. Their bits below the level's finest,
@@ -15,6 +15,10 @@ whole. They are shared out so that ``sum_k w_k^2 / m_k`` is least, with the weig
 single axes, 2 for pairs, 1 for all three: the energy of activations falls by kinds as ``w^2``
 does. With fewer draws the kind is drawn too, in proportion to w, from a table of 8 (16 in 3
 dimensions) equally likely entries. In one dimension there is one kind.
+
+Every row comes with a sign of its own, which sketching and rebuilding have both and so cancels:
+what rounds a coefficient then errs to either side alike, and tiles that share the octonions of
+``sketches.octonions`` do not share their errors.
 """
 
 from __future__ import annotations
@@ -26,8 +30,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from xconv_fx.sketches.layout import Size, known, numel_of
-from xconv_fx.sketches.randomness import random_bits
+from xconv_fx.sketches.layout import Size
+from xconv_fx.sketches.randomness import WORD_BITS, random_words
 
 # In 2 and 3 dimensions: bits of the draw of a kind, and for each axis the entries of the table in
 # which it has the finest bit set, as a bit mask.
@@ -39,10 +43,10 @@ _KIND_MASKS = {
 # Draws of one level step through the table by this much: the next entry names other axes. Of six,
 # which is three dimensions' most, two may name the same.
 _KIND_STEP = 3
-_STREAM = 11
+_STREAM = 0
 
-ROWS_OF_A_WORD = 31
-"""Rows in an int32, whose sign is left alone."""
+ROWS_OF_A_WORD = WORD_BITS
+"""Rows whose bits a word holds."""
 
 
 class Rows(NamedTuple):
@@ -54,10 +58,13 @@ class Rows(NamedTuple):
             word ``r // 31`` is that of row r.
         divisors: with the factors of :class:`KeptRow`, ``1 / (m p(k)) = factor / divisor`` of
             rows whose kinds are drawn, int32 ``(D, *words)``; 1 of all others.
+        negated: int32 of the shape of the drawn words; bit ``r % 31`` is set where row r has a
+            negative sign.
     """
 
     bits: list[list[Tensor | int]]
     divisors: Tensor
+    negated: Tensor
 
 
 def num_rows(num_spatial: int, level: int) -> int:
@@ -181,15 +188,9 @@ def draw_words(grid: Size, seed: Tensor) -> Tensor:
         seed: 0-dim int64 tensor in [0, 2**62), or its row of a key schedule.
 
     Returns:
-        int32 tensor ``(N, 1, *tile counts)``, each exactly uniform on 24 bits over a uniform seed.
+        int32 tensor ``(N, 1, *tile counts)``, each exactly uniform on 31 bits over a uniform seed.
     """
-    shape = [grid[0], 1, *grid[2:]]
-    numel = numel_of(shape)
-    row = torch.arange(numel, device=seed.device)
-    column = torch.zeros((), dtype=torch.int32, device=seed.device)
-    row_bits = 16 if known(numel <= 2**16) else 48
-    high, low = random_bits(row, column, seed, stream=_STREAM, row_bits=row_bits, column_bits=16)
-    return (high * 2**8 + torch.bitwise_right_shift(low, 8)).view(shape)
+    return random_words([grid[0], 1, *grid[2:]], seed, stream=_STREAM)
 
 
 def draw_rows(words: Tensor, num_spatial: int, side: int, kept: Sequence[int]) -> Rows:
@@ -199,43 +200,32 @@ def draw_rows(words: Tensor, num_spatial: int, side: int, kept: Sequence[int]) -
     bit of the word is one bit of all of them, and no row needs a tensor of its own.
 
     Args:
-        words: int32, one a tile, uniform on 24 bits.
+        words: int32, one a tile, uniform on 31 bits.
         num_spatial: 1, 2 or 3.
         side: t, 2, 4 or 8.
         kept: m of each level, coarsest first.
 
     Returns:
-        The rows, level by level; at most 21 bits of a word are read.
+        The rows, level by level; their numbers take at most 21 bits of a word, which are the last
+        to be read as signs.
     """
-    num_levels, num_words = side.bit_length() - 1, num_row_words(num_spatial, kept)
-    bits: list[list[Tensor | int]] = [[0] * num_words for _ in range(num_spatial * num_levels)]
+    plan = _plan(num_spatial, side, tuple(kept))
+    bits: list[list[Tensor | int]] = [list(words_of_place) for words_of_place in plan.constant]
+    _flip_uniform(bits, plan, words)
     divisors = [words.new_empty([0, *words.shape])]
-    table = list(enumerate(kept_rows(num_spatial, kept)))
-    lowest = 0  # bit of the words that was not read yet
-    for level in range(1, num_levels + 1):
-        rows = [(place, row) for place, row in table if row.level == level]
-        num_coarse, finest_bit = num_spatial * (level - 1), num_levels - level
-        for coarse in range(num_coarse):
-            axis, above = divmod(coarse, level - 1)
-            flips = bits[axis * num_levels + finest_bit + 1 + above]
-            bit = torch.bitwise_right_shift(words, lowest + coarse).bitwise_and_(1)
-            _flip(flips, [place for place, _ in rows], bit)
-            _flip(flips, [place for place, row in rows if row.draw >> coarse & 1], 1)
-        lowest += num_coarse
-        drawn = [row for _, row in rows if row.kind is None]
-        if not drawn:
-            for axis in range(num_spatial):
-                having = [place for place, row in rows if (row.kind or 0) >> axis & 1]
-                _flip(bits[axis * num_levels + finest_bit], having, 1)
-            continue
-        entries = torch.bitwise_right_shift(words, lowest)
+    lowest = len(plan.uniform)  # bit of the words that was not read yet
+    for draws in plan.kinds:
+        entries = torch.bitwise_right_shift(words, lowest) & 2 ** _KIND_BITS[num_spatial] - 1
         lowest += _KIND_BITS[num_spatial]
-        kinds = [_drawn_kind(entries, row.draw, num_spatial) for row in drawn]
-        for (place, _), kind in zip(rows, kinds, strict=True):
-            for axis, has_axis in enumerate(kind):
-                _flip(bits[axis * num_levels + finest_bit], [place], has_axis)
+        kinds = [_drawn_kind(entries, draw, num_spatial) for draw in range(len(draws))]
+        for kind, masks_of_axis in zip(kinds, draws, strict=True):
+            for has_axis, (place, masks) in zip(kind, masks_of_axis, strict=True):
+                _flip(bits[place], masks, has_axis)
         divisors.append(torch.stack([4 - sum(kind[1:], start=kind[0]) for kind in kinds]))
-    return Rows(bits, torch.cat(divisors))
+    negated = torch.bitwise_right_shift(words, lowest)
+    if lowest:
+        negated = negated | (words & 2**lowest - 1) * 2 ** (ROWS_OF_A_WORD - lowest)
+    return Rows(bits, torch.cat(divisors), negated)
 
 
 def num_row_words(num_spatial: int, kept: Sequence[int]) -> int:
@@ -248,14 +238,67 @@ def num_row_words(num_spatial: int, kept: Sequence[int]) -> int:
     return -(-(num_planes(num_spatial, kept) - 1) // ROWS_OF_A_WORD)
 
 
-def _flip(words: list[Tensor | int], rows: Iterable[int], bit: Tensor | int) -> None:
-    """Exclusive-or a bit into the bits of some rows."""
-    masks: dict[int, int] = {}
-    for row in rows:
-        word, place = divmod(row, ROWS_OF_A_WORD)
-        masks[word] = masks.get(word, 0) | 1 << place
-    for word, mask in masks.items():
-        words[word] = words[word] ^ bit * mask
+class _Plan(NamedTuple):
+    """What each bit of the rows' numbers depends on; a mask has a bit a row, 31 rows each.
+
+    Attributes:
+        constant: for each bit of k the masks of the rows in which it is set by itself.
+        uniform: for each random bit that is drawn, the bit of k that it flips, and in which rows.
+        kinds: for each level whose kinds are drawn, and each draw, the same of each axis.
+    """
+
+    constant: list[list[int]]
+    uniform: list[tuple[int, list[int]]]
+    kinds: list[list[list[tuple[int, list[int]]]]]
+
+
+@functools.cache
+def _plan(num_spatial: int, side: int, kept: tuple[int, ...]) -> _Plan:
+    num_levels, num_words = side.bit_length() - 1, num_row_words(num_spatial, kept)
+    plan = _Plan([[0] * num_words for _ in range(num_spatial * num_levels)], [], [])
+
+    def masks(rows: Iterable[int]) -> list[int]:
+        result = [0] * num_words
+        for row in rows:
+            result[row // ROWS_OF_A_WORD] |= 1 << row % ROWS_OF_A_WORD
+        return result
+
+    def set_constant(place: int, rows: Iterable[int]) -> None:
+        pairs = zip(plan.constant[place], masks(rows), strict=True)
+        plan.constant[place] = [word ^ mask for word, mask in pairs]
+
+    table = list(enumerate(kept_rows(num_spatial, kept)))
+    for level in range(1, num_levels + 1):
+        rows = [(number, row) for number, row in table if row.level == level]
+        finest = [axis * num_levels + num_levels - level for axis in range(num_spatial)]
+        for coarse in range(num_spatial * (level - 1)):
+            axis, above = divmod(coarse, level - 1)
+            place = finest[axis] + 1 + above
+            plan.uniform.append((place, masks(number for number, _ in rows)))
+            set_constant(place, (number for number, row in rows if row.draw >> coarse & 1))
+        if any(row.kind is None for _, row in rows):
+            plan.kinds.append([[(p, masks([number])) for p in finest] for number, _ in rows])
+            continue
+        for axis, place in enumerate(finest):
+            set_constant(place, (number for number, row in rows if (row.kind or 0) >> axis & 1))
+    return plan
+
+
+def _flip_uniform(bits: list[list[Tensor | int]], plan: _Plan, words: Tensor) -> None:
+    """Flip bits by the lowest bits of the drawn words."""
+    places = torch.arange(len(plan.uniform), dtype=torch.int32, device=words.device)
+    places = places.view([-1] + [1] * words.dim())
+    drawn = torch.bitwise_right_shift(words, places).bitwise_and_(1).unbind()
+    for bit, (place, masks) in zip(drawn, plan.uniform, strict=True):
+        _flip(bits[place], masks, bit)
+
+
+def _flip(words: list[Tensor | int], masks: Sequence[int], bit: Tensor) -> None:
+    """Exclusive-or a bit into the bits of the masked rows."""
+    for place, mask in enumerate(masks):
+        if mask:
+            flipped, before = bit * mask, words[place]
+            words[place] = flipped if isinstance(before, int) and not before else flipped ^ before
 
 
 def _weight(kind: int) -> int:
@@ -263,9 +306,9 @@ def _weight(kind: int) -> int:
     return 4 - kind.bit_count()
 
 
-def _drawn_kind(words: Tensor, draw: int, num_spatial: int) -> list[Tensor]:
-    """Return for each axis whether a draw has the finest bit set, by the words' lowest bits."""
-    entry = (words + _KIND_STEP * draw).bitwise_and_(2 ** _KIND_BITS[num_spatial] - 1)
+def _drawn_kind(entries: Tensor, draw: int, num_spatial: int) -> list[Tensor]:
+    """Return for each axis whether a draw has the finest bit set, by an entry of the table."""
+    entry = (entries + _KIND_STEP * draw).bitwise_and_(2 ** _KIND_BITS[num_spatial] - 1)
     return [
         torch.bitwise_right_shift(torch.full_like(entry, mask), entry).bitwise_and_(1)
         for mask in _KIND_MASKS[num_spatial]

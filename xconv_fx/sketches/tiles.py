@@ -47,10 +47,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from xconv_fx.sketches.layout import Size, ceil_div, inverse, known
+from xconv_fx.sketches.layout import Size, ceil_div, inverse, known, planes_order
 from xconv_fx.sketches.quantize import compute_dtype
 from xconv_fx.sketches.tile_rows import (
     ROWS_OF_A_WORD,
+    Rows,
     draw_rows,
     draw_words,
     finest_kinds,
@@ -78,8 +79,8 @@ def tile_with_rows(
         dim_order: dimensions of ``x`` from outermost to innermost in memory.
 
     Returns:
-        Planes ``(P, N, C, *tile counts)``, float64 for float64 input, else float32, in memory
-        order plane by plane.
+        Planes ``(P, N, C, *tile counts)``, float64 for float64 input, else float32, in the memory
+        order of ``layout.planes_order``.
     """
     num_spatial = x.dim() - 2
     tiled = _split(_fill(x.permute(list(dim_order)), side, dim_order), side, dim_order)
@@ -98,8 +99,7 @@ def tile_with_rows(
     for row, sign, kind in zip(rows, _signs(signs, factors, tiled), kinds, strict=True):
         plane = (parts[kind] * sign).sum(inner)
         planes.append(plane / next(rest) if row.kind is None else plane)
-    ordered = torch.stack(planes)
-    return ordered.permute([0, *(1 + place for place in inverse(dim_order))])
+    return torch.stack(planes, -2).permute(inverse(planes_order(dim_order)))
 
 
 def untile_with_rows(
@@ -128,7 +128,7 @@ def untile_with_rows(
     # A view of itself: Inductor (2.13) stores what as_strided reads. It would else write the
     # decoding of the planes into the loop over elements, T times the work.
     planes = planes.as_strided(planes.shape, planes.stride())
-    ordered = planes.permute([0, *(1 + dim for dim in dim_order)])
+    ordered = planes.permute(planes_order(dim_order)).movedim(-2, 0)
     kinds = finest_kinds(len(size) - 2, kept)
     rows = _signs(signs, [1.0] * (planes.shape[0] - 1), planes)
     if kinds is not None:
@@ -153,8 +153,8 @@ def draw_signs(
 
     Returns:
         Words, int32 ``(ceil(R / 31), *tiled)`` with R = P - 1, a bit a row that is set where the
-        row is negative; and the divisors of ``sketches.tile_rows``, int32 ``(D, *ordered tile
-        counts)``. Both with one channel.
+        row, with its own sign, is negative; and the divisors of ``sketches.tile_rows``, int32
+        ``(D, *ordered tile counts)``. Both with one channel.
     """
     return rows_of_words(draw_words(grid, seed), side, kept, dim_order)
 
@@ -165,7 +165,7 @@ def rows_of_words(
     """Read rows off words: what :func:`draw_signs` returns.
 
     Args:
-        words: int32 tensor ``(N, 1, *tile counts)``, one a tile, uniform on 24 bits.
+        words: int32 tensor ``(N, 1, *tile counts)``, one a tile, uniform on 31 bits.
         side: t, 2, 4 or 8.
         kept: m of each level, coarsest first.
         dim_order: dimensions of the tensor from outermost to innermost in memory.
@@ -173,7 +173,7 @@ def rows_of_words(
     ordered = words.permute(list(dim_order))
     rows = draw_rows(ordered, words.dim() - 2, side, kept)
     cells = finest_kinds(words.dim() - 2, kept) is not None
-    return _sign_words(rows.bits, ordered, cells, dim_order), rows.divisors
+    return _sign_words(rows, cells, dim_order), rows.divisors
 
 
 def rows_sizes(
@@ -268,32 +268,30 @@ def grid_of(size: Size, side: int) -> list[int]:
     return [*size[:2], *(ceil_div(extent, side) for extent in size[2:])]
 
 
-def _sign_words(
-    bits: Sequence[Sequence[Tensor | int]], like: Tensor, cells: bool, dim_order: Sequence[int]
-) -> Tensor:
+def _sign_words(rows: Rows, cells: bool, dim_order: Sequence[int]) -> Tensor:
     """Find the signs of ``sqrt(T) h_k`` at the elements of the tiles, 31 rows a word.
 
     Reading a bit of it costs less than finding the sign again for every channel. The parity of
     ``k & i`` is linear in i: the word of an element is the exclusive or of those of the elements
     ``2^b`` whose bits it has. With cells those of their first elements, whose lowest bits are 0.
     """
-    num_spatial = len(dim_order) - 2
-    bits_of_axis = len(bits) // num_spatial
-    used = [flips for place, flips in enumerate(bits) if not cells or place % bits_of_axis]
+    num_spatial, first = len(dim_order) - 2, rows.negated.unsqueeze(-1)
+    bits_of_axis = len(rows.bits) // num_spatial
+    used = [bit for place, bit in enumerate(rows.bits) if not cells or place % bits_of_axis]
     side = 2 ** (len(used) // num_spatial)
     # The bits of a number are those of the first spatial dimension first: it varies the fastest.
-    inside = {dim: like.dim() + num_spatial - 1 - (dim - 2) for dim in dim_order if dim >= 2}
+    inside = {dim: len(dim_order) + num_spatial - 1 - (dim - 2) for dim in dim_order if dim >= 2}
     order: list[int] = []
     for place, dim in enumerate(dim_order):
         order += [place, inside[dim]] if dim >= 2 else [place]
     signs = []
-    for word in range(len(bits[0])):
-        tiled = like.new_zeros([*like.shape, 1])
-        for flips in used:
-            flip = flips[word]
+    for word in range(len(rows.bits[0])):
+        tiled = first
+        for bit in used:
+            flip = bit[word]
             flip = flip.unsqueeze(-1) if isinstance(flip, Tensor) else flip
             tiled = torch.cat([tiled, tiled ^ flip], -1)
-        signs.append(tiled.view([*like.shape, *[side] * num_spatial]).permute(order))
+        signs.append(tiled.view([*rows.negated.shape, *[side] * num_spatial]).permute(order))
     return torch.stack(signs).contiguous()  # a stack may take up the strides of its parts
 
 

@@ -61,12 +61,12 @@ def test_tile_operators(dtype, order, side, kept):
 @each_dtype
 @each_order
 @pytest.mark.parametrize(("side", "kept"), [(4, [2, 6]), (4, [3, 12])])
-def test_octonion_operators(dtype, order, side, kept):
-    dims = ORDERS[order]
-    planes = sketching.tile(data(dtype, order), SEED, side, kept, dims)
-    opcheck(sketching.encode_planes, (planes, SEED, dims))
-    signs, scalars = sketching.encode_planes(planes, SEED, dims)
-    opcheck(sketching.decode_planes, (signs, scalars, SEED, len(planes), dims))
+def test_sign_tile_operators(dtype, order, side, kept):
+    dims, x = ORDERS[order], data(dtype, order)
+    opcheck(sketching.sign_tile, (x, SEED, side, kept, dims))
+    signs, scalars = sketching.sign_tile(x, SEED, side, kept, dims)
+    rest = (list(x.shape), dtype, side, kept, dims)
+    opcheck(sketching.sign_untile, (signs, scalars, SEED, *rest))
 
 
 @pytest.mark.parametrize(("side", "kept"), [(2, [1]), (4, [2, 6]), (4, [3, 40])])
@@ -76,22 +76,19 @@ def test_drawing_operators(side, kept, grid):
     # With the batch in the middle a stack of the signs would take up strides of its parts.
     for dims in ([0, 1, *spatial], [0, *spatial, 1], [*spatial, 0, 1], [*spatial, 1, 0]):
         opcheck(sketching.draw_signs, (SEED, grid, side, kept, dims))
-    opcheck(sketching.draw_maps, (SEED, grid, 2))
+    opcheck(sketching.draw_octonions, (SEED, grid, 2))
 
 
 def test_drawing_is_left_to_operators_when_the_rest_is_lowered():
     def round_trip(x, seed):
-        planes = DECOMPOSITIONS[sketching.tile](x, seed, 4, [2, 6], [0, 1, 2, 3])
-        signs, scalars = DECOMPOSITIONS[sketching.encode_planes](planes, seed, [0, 1, 2, 3])
-        back = DECOMPOSITIONS[sketching.decode_planes](signs, scalars, seed, 9, [0, 1, 2, 3])
-        return DECOMPOSITIONS[sketching.untile](
-            back, seed, list(x.shape), x.dtype, 4, [2, 6], [0, 1, 2, 3]
-        )
+        options = (4, [2, 6], [0, 1, 2, 3])
+        parts = DECOMPOSITIONS[sketching.sign_tile](x, seed, *options)
+        return DECOMPOSITIONS[sketching.sign_untile](*parts, seed, list(x.shape), x.dtype, *options)
 
     x = torch.randn(2, 3, 8, 8)
     graph = make_fx(round_trip)(x, SEED).graph
     ours = [str(node.target) for node in graph.nodes if "xconv" in str(node.target)]
-    drawn = ["xconv.draw_signs.default", "xconv.draw_maps.default"]
+    drawn = ["xconv.draw_signs.default", "xconv.draw_octonions.default"]
     assert ours == [*drawn, *reversed(drawn)]
 
 
@@ -105,8 +102,8 @@ def test_every_sketching_operator_has_a_decomposition():
         "xconv.reconstruct.default",
         "xconv.tile.default",
         "xconv.untile.default",
-        "xconv.encode_planes.default",
-        "xconv.decode_planes.default",
+        "xconv.sign_tile.default",
+        "xconv.sign_untile.default",
     }
 
 

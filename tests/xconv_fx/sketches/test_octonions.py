@@ -7,11 +7,8 @@ import torch
 from xconv_fx.sketches.octonions import (
     DIM,
     MEAN_ABS_COORDINATE,
-    decode_planes,
-    draw_maps,
-    encode_planes,
+    draw_octonions,
     from_signs,
-    maps_of,
     num_vectors,
     to_signs,
 )
@@ -24,28 +21,57 @@ def test_eight_planes_a_vector():
     assert [num_vectors(planes) for planes in (1, 2, 9, 10, 17)] == [0, 1, 1, 2, 2]
 
 
+def encode_planes(planes, dim_order):
+    octonions = draw_octonions(SEED, planes.shape[1:], num_vectors(len(planes)))
+    return to_signs(planes.unbind(), octonions, dim_order)
+
+
+def decode_planes(signs, kept, num_planes, dim_order):
+    octonions = draw_octonions(SEED, signs.shape[1:], num_vectors(num_planes))
+    return from_signs(signs, kept, octonions, num_planes, dim_order)
+
+
+def map_of(a):
+    """The matrix of ``y -> a y`` for an octonion of length 1, off what `from_signs` decodes."""
+    rows = torch.zeros(DIM, DIM, dtype=torch.float64)
+    kept = torch.tensor([0.0, DIM * MEAN_ABS_COORDINATE], dtype=torch.float64).view(1, 2, 1)
+    for k in range(DIM):
+        # The sum of all rows but k, and of k, with opposite signs: half the difference is k.
+        codes = [torch.full([1, 1, 1, 1], code, dtype=torch.uint8) for code in (255, 255 ^ 1 << k)]
+        both = [from_signs(c, kept, a.view(1, DIM, 1, 1, 1), 9, [0, 1, 2])[1:] for c in codes]
+        rows[k] = (both[0] - both[1]).flatten() / 2
+    return rows
+
+
 def test_rows_are_the_octonion_with_signs_and_places_changed():
     # The premise of the proof: so a row is uniform on the sphere where the octonion is.
-    maps = maps_of(torch.eye(DIM, dtype=torch.float64).unsqueeze(0)).squeeze(0)  # (k, j, octonion)
-    assert set(maps.unique().tolist()) == {-1.0, 0.0, 1.0}
+    maps = torch.stack([map_of(a) for a in torch.eye(DIM, dtype=torch.float64)], 2)  # (k, j, i)
+    assert torch.allclose(maps, maps.round(), rtol=0, atol=1e-14)
     # Each row is linear in the octonion by a signed permutation ...
-    for row in maps:
-        assert torch.equal(row.abs().sum(0), torch.ones(DIM, dtype=torch.float64))
-        assert torch.equal(row.abs().sum(1), torch.ones(DIM, dtype=torch.float64))
+    for row in maps.abs():
+        assert torch.allclose(row.sum(0), torch.ones(DIM, dtype=torch.float64))
+        assert torch.allclose(row.sum(1), torch.ones(DIM, dtype=torch.float64))
     # ... and no other number of it comes in: the maps of a sum are the sums of maps.
-    a = torch.randn(1, DIM, 1, dtype=torch.float64)
-    length = float(a.norm())
-    expected = (maps @ a.squeeze(0)).squeeze(2) / length
-    assert torch.allclose(maps_of(a).squeeze(), expected, rtol=0, atol=1e-14)
+    a = torch.randn(DIM, dtype=torch.float64)
+    a = a / a.norm()
+    assert torch.allclose(map_of(a), maps @ a, rtol=0, atol=1e-14)
 
 
 def test_maps_are_orthogonal():
-    a = torch.randn(1, DIM, 500, dtype=torch.float64)
-    maps = maps_of(a).squeeze(0).permute(2, 0, 1)
-    # Rounding of sums of 8 products in float64.
-    assert torch.allclose(
-        maps @ maps.mT, torch.eye(DIM, dtype=torch.float64).expand(500, DIM, DIM), atol=1e-14
-    )
+    for a in torch.randn(50, DIM, dtype=torch.float64):
+        turning = map_of(a / a.norm())
+        # Rounding of sums of 8 products in float64.
+        assert torch.allclose(turning @ turning.mT, torch.eye(DIM, dtype=torch.float64), atol=1e-14)
+
+
+def test_signs_are_those_of_the_rows_that_are_added_up():
+    a, y = torch.randn(DIM, dtype=torch.float64), torch.randn(DIM, dtype=torch.float64)
+    a = a / a.norm()
+    planes = [torch.zeros(1, 1, 1, dtype=torch.float64), *y.view(DIM, 1, 1, 1)]
+    signs, kept = to_signs(planes, a.view(1, DIM, 1, 1, 1), [0, 1, 2])
+    expected = map_of(a) @ y >= 0
+    assert [int(signs) >> k & 1 for k in range(DIM)] == expected.tolist()
+    assert float(kept[0, 1]) == pytest.approx(float(y.norm()), 1e-14)
 
 
 def test_the_mean_coordinate_is_that_of_the_sphere():
@@ -73,8 +99,8 @@ def test_the_mean_over_octonions_is_the_vector(name):
     planes = torch.cat([torch.zeros(1, dtype=torch.float64), y]).view(-1, 1, 1, 1)
     planes = planes.expand(-1, num_draws, 1, 1)
     order = [0, 1, 2]
-    signs, kept = encode_planes(planes, SEED, order)
-    back = decode_planes(signs, kept, SEED, len(planes), order)[1:, :, 0, 0]
+    signs, kept = encode_planes(planes, order)
+    back = decode_planes(signs, kept, len(planes), order)[1:, :, 0, 0]
     mean, error = back.mean(1), back.std(1) / math.sqrt(num_draws)
     assert bool(((mean - y).abs() < 6 * error).all())
     assert float(error.max()) < 0.01 * float(y.norm()) / 6
@@ -82,10 +108,10 @@ def test_the_mean_over_octonions_is_the_vector(name):
 
 def test_what_comes_back_has_always_the_same_length():
     planes = torch.randn(17, 3, 5, 4, 2, dtype=torch.float64)
-    signs, kept = encode_planes(planes, SEED, [0, 1, 2, 3])
-    back = decode_planes(signs, kept, SEED, 17, [0, 1, 2, 3])
+    signs, kept = encode_planes(planes, [0, 1, 2, 3])
+    back = decode_planes(signs, kept, 17, [0, 1, 2, 3])
     assert torch.equal(back[0], planes[0])
-    given, decoded = (t[1:].view(2, 8, -1).square().sum(1) for t in (planes, back))
+    given, decoded = (t[1:].reshape(2, 8, -1).square().sum(1) for t in (planes, back))
     ratio = 1 / (8 * MEAN_ABS_COORDINATE**2)
     assert ratio == pytest.approx(1.476, abs=1e-3)
     # The octonions are of length 1 to the rounding of float32.
@@ -96,37 +122,46 @@ def test_what_comes_back_has_always_the_same_length():
 def test_shapes_and_a_tile_of_zeros(num_planes):
     planes = torch.randn(num_planes, 2, 3, 4)
     planes[:, 1] = 0
-    signs, kept = encode_planes(planes, SEED, [0, 1, 2])
+    signs, kept = encode_planes(planes, [0, 1, 2])
     count = num_vectors(num_planes)
     assert (signs.shape, signs.dtype) == ((count, 2, 3, 4), torch.uint8)
     assert (kept.shape, kept.dtype) == ((2, 3 * (1 + count), 4), torch.float32)
-    back = decode_planes(signs, kept, SEED, num_planes, [0, 1, 2])
+    back = decode_planes(signs, kept, num_planes, [0, 1, 2])
     assert back.shape == planes.shape
     assert torch.equal(back[:, 1], planes[:, 1])
 
 
 def test_the_first_plane_and_the_lengths_are_channels():
     planes = torch.randn(10, 2, 3, 4)
-    _, kept = encode_planes(planes, SEED, [0, 1, 2])
+    _, kept = encode_planes(planes, [0, 1, 2])
     first, *lengths = kept.split(3, 1)
     assert torch.equal(first, planes[0])
     assert torch.allclose(lengths[0], planes[1:9].norm(dim=0), rtol=1e-6)  # sums of eight
     assert torch.allclose(lengths[1], planes[9].abs(), rtol=1e-6)
 
 
-def test_channels_share_octonions_and_tiles_and_vectors_do_not():
-    maps = draw_maps(SEED, (4, 3, 2, 5), 2)
-    assert maps.shape == (2, 8, 8, 4, 1, 2, 5)
-    rows = maps[:, 0].movedim(1, -1).reshape(-1, DIM)
+@pytest.mark.parametrize(
+    ("grid", "sizes"),
+    [
+        ((4, 3, 5), (4, 1, 5)),
+        ((4, 3, 2, 5), (4, 1, 2, 1)),
+        ((4, 3, 2, 5, 7), (4, 1, 2, 5, 1)),
+    ],
+)
+def test_channels_and_neighbours_along_the_last_dimension_share_octonions(grid, sizes):
+    octonions = draw_octonions(SEED, grid, 2)
+    assert octonions.shape == (2, 8, *sizes)
+    rows = octonions.movedim(1, -1).reshape(-1, DIM)
+    assert torch.allclose(rows.norm(dim=1), torch.ones(len(rows)), rtol=1e-6)
     for one, other in itertools.combinations(rows, 2):
         assert not bool(torch.isclose(one, other).all())
 
 
 def test_octonions_are_drawn_apart_from_the_rows():
-    # Both come from hashes of (tile, column); were the streams one, rows would steer signs.
+    # Both come from hashes of a tile; were their counters the same, rows would steer signs.
     grid, num_tiles = (4096, 1, 1), 4096
-    words = draw_words(grid, SEED).double().flatten() / 2**24 - 0.5
-    numbers = draw_maps(SEED, grid, 1)[0, 0].reshape(DIM, num_tiles).double()
+    words = draw_words(grid, SEED).double().flatten() / 2**31 - 0.5
+    numbers = draw_octonions(SEED, grid, 1)[0].reshape(DIM, num_tiles).double()
     correlation = (numbers * words).sum(1) / numbers.norm(dim=1) / words.norm()
     assert float(correlation.abs().max()) < 5 / math.sqrt(num_tiles)  # five standard errors
 
@@ -135,12 +170,13 @@ def test_memory_order_changes_the_layout_and_no_number():
     planes = torch.randn(9, 2, 3, 4, 5)
     order = [0, 2, 3, 1]
     last = planes.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
-    maps = draw_maps(SEED, planes.shape[1:], 1)
-    plain, other = to_signs(planes, maps, [0, 1, 2, 3]), to_signs(last, maps, order)
+    octonions = draw_octonions(SEED, planes.shape[1:], 1)
+    plain = to_signs(planes.unbind(), octonions, [0, 1, 2, 3])
+    other = to_signs(last.unbind(), octonions, order)
     for one, two in zip(plain, other, strict=True):
         assert torch.allclose(one, two, atol=1e-6)  # sums of eight, in another order perhaps
     assert other[0].permute(0, 1, 3, 4, 2).is_contiguous()
     assert other[1].is_contiguous(memory_format=torch.channels_last)
-    back = from_signs(*other, maps, 9, order)
-    assert torch.allclose(back, from_signs(*plain, maps, 9, [0, 1, 2, 3]), atol=1e-6)
-    assert back.stride() == last.stride()
+    back = from_signs(*other, octonions, 9, order)
+    assert torch.allclose(back, from_signs(*plain, octonions, 9, [0, 1, 2, 3]), atol=1e-6)
+    assert back.permute(1, 3, 4, 0, 2).is_contiguous()

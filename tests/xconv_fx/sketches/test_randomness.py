@@ -10,10 +10,12 @@ from xconv_fx.sketches.randomness import (
     bits_at,
     feistel,
     gaussian,
+    gaussians,
     integer_windows,
     key_schedule,
     rademacher,
     random_bits,
+    random_words,
     round_keys,
     schedule_of,
     start_rows,
@@ -271,3 +273,79 @@ def test_starts_are_the_leading_bits_of_words_that_are_exactly_uniform(fixed_hal
         words = word(feistel(high, (seeds & 0xFFFF).int(), keys))
         assert words.unique().numel() == 2**16
         assert torch.equal(words >> 8, starts[:, counter])
+
+
+def undone(words: torch.Tensor, seed: torch.Tensor, stream: int) -> torch.Tensor:
+    """The sums of seed and counter that :func:`random_words` mixed, by the inverse of each step."""
+    first, second = (int(key) for key in key_schedule(seed)[2 * stream : 2 * stream + 2])
+
+    def shifted_back(state, shift):
+        return state ^ state >> shift ^ state >> 2 * shift  # no shift is below a third of 31
+
+    state = shifted_back(words.long(), 14)
+    for shift, multiplier in ((15, 0x31848BAB), (11, 0xAC4C1B51), (17, 0xED5AD4BB)):
+        state = shifted_back(state * pow(multiplier, -1, 2**31) & 2**31 - 1, shift)
+    return state ^ (first * 2**15 ^ second)
+
+
+@pytest.mark.parametrize("value", SEEDS)
+@pytest.mark.parametrize("stream", [0, 1, 2])
+def test_words_are_a_bijection_of_seed_and_counter(value, stream):
+    # Exactly uniform, then, for each counter over the low 31 bits of the seed.
+    seed = seed_of(value)
+    words = random_words([3, 1000], seed, stream=stream)
+    assert int(words.min()) >= 0
+    counter = torch.arange(3000).view(3, 1000)
+    assert torch.equal(undone(words, seed, stream), (value + counter) % 2**31)
+
+
+def test_words_of_a_schedule_are_those_of_its_seed():
+    seed = seed_of(0x123456789ABCDEF)
+    one, other = (random_words([64], s, stream=1) for s in (seed, key_schedule(seed)))
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("distance", [1, 2, 16, 256, 4096, 2**16])
+def test_words_of_near_counters_are_uncorrelated(distance):
+    count = 2**18
+    bits = bits_of(random_words([count], seed_of(987654321987654321), stream=0))[:, :31]
+    signs = 1.0 - 2.0 * bits.double()
+    # Between any two bits of words at the distance; five standard errors, 961 pairs.
+    correlation = signs[:-distance].T @ signs[distance:] / (count - distance)
+    assert float(correlation.abs().max()) < 5 / math.sqrt(count - distance)
+    assert float(signs.mean(0).abs().max()) < 5 / math.sqrt(count)
+
+
+@pytest.mark.parametrize("bit", [0, 7, 16, 30, 31, 33, 45, 61])
+def test_words_of_seeds_that_differ_in_a_bit_are_uncorrelated(bit):
+    count, value = 2**17, 0x123456789ABCDEF
+    one, other = (
+        1.0 - 2.0 * bits_of(random_words([count], seed_of(v), stream=0))[:, :31].double()
+        for v in (value, value ^ 1 << bit)
+    )
+    correlation = one.T @ other / count
+    if bit == 31:  # not read of the low half, and the upper bits are the keys
+        assert torch.equal(one, other)
+    else:
+        assert float(correlation.abs().max()) < 5 / math.sqrt(count)
+
+
+def test_words_of_streams_are_uncorrelated():
+    count, seed = 2**17, seed_of(0x123456789ABCDEF)
+    one, other = (
+        1.0 - 2.0 * bits_of(random_words([count], seed, stream=stream))[:, :31].double()
+        for stream in (0, 1)
+    )
+    assert float((one.T @ other / count).abs().max()) < 5 / math.sqrt(count)
+
+
+def test_moments_of_gaussians_and_independence_of_their_halves():
+    normal = gaussians([2, 2**17], seed_of(424242), stream=1).double()
+    count = normal.numel()
+    # Six standard errors each; the fourth moment has the variance 96.
+    assert abs(float(normal.mean())) < 6 / math.sqrt(count)
+    assert abs(float(normal.square().mean()) - 1) < 6 * math.sqrt(2 / count)
+    assert abs(float(normal.pow(4).mean()) - 3) < 6 * math.sqrt(96 / count)
+    product = normal[0] * normal[1]
+    assert abs(float(product.mean())) < 6 / math.sqrt(len(product))
+    assert float(normal.abs().max()) < 5.9

@@ -100,24 +100,48 @@ def test_draws_of_a_level_name_different_rows(num_spatial, side, most, numbers_o
         assert not bool((one == other).any())
 
 
+@pytest.mark.parametrize("kept", [(1, 1), (3, 3), (2, 7), (3, 40)])
+def test_a_row_is_negative_half_of_the_time_whichever_it_is(kept, numbers_of):
+    # All bits that name rows, and as many of the next as there are rows: with these a sign is a bit
+    # that names none.
+    num_rows, num_read = sum(min(n, 12) for n in kept), word_bits(2, 2)
+    words = draw_words((2**12, 1, 8, 8), SEED).flatten()
+    rows = draw_rows(words, 2, 4, kept)
+    numbers = numbers_of(rows, words, num_rows)
+    assert num_read + num_rows < 31
+    for row in range(num_rows):
+        negative = rows.negated >> row & 1
+        for number in numbers[row].unique():
+            those = negative[numbers[row] == number].double()
+            # Six standard errors of a fair coin.
+            assert abs(float(those.mean()) - 0.5) < 3 / math.sqrt(len(those))
+
+
+def test_the_bits_that_name_rows_are_the_last_to_be_signs():
+    words = torch.arange(2**6, dtype=torch.int32)
+    rows = draw_rows(words, 2, 8, [3, 7, 14])  # six bits name rows, and kinds are allotted
+    assert torch.equal(rows.negated, words << 25)
+    rows = draw_rows(words << 6, 2, 8, [3, 7, 14])
+    assert torch.equal(rows.negated, words)
+
+
 def test_channels_share_words_and_tiles_do_not():
     words = draw_words((64, 5, 8, 8), SEED)
     assert words.shape == (64, 1, 8, 8)
     assert words.dtype == torch.int32
     assert int(words.min()) >= 0
-    assert int(words.max()) < 2**24
-    # 4,096 draws of 24 bits: half a coincidence expected, six deviations.
-    assert words.unique().numel() > 4096 - 5
+    # The words of a seed are a bijection of counters.
+    assert words.unique().numel() == 4096
     # The mean of uniforms, six standard errors.
-    mean = float(words.double().mean()) / 2**24
+    mean = float(words.double().mean()) / 2**31
     assert abs(mean - 0.5) < 6 * math.sqrt(1 / 12 / 4096)
 
 
 def test_rows_are_drawn_apart_from_the_starts_of_the_thresholds():
-    # Both are exactly uniform words of 24 bits for the counters 0 to 31 of one seed. Were they
+    # Both are exactly uniform for the counters 0 to 31 of one seed. Were their leading bits
     # the same, rounding would depend on the rows, and a tile's expectation would be another.
     seed = torch.tensor(2**61 + 2718281)
-    words = draw_words([NUM_STARTS, 1, 1], seed).flatten()
+    words = draw_words([NUM_STARTS, 1, 1], seed).flatten() >> 7
     starts = key_schedule(seed)[-NUM_STARTS:]
     assert words.shape == starts.shape
     assert int((words == starts).sum()) == 0

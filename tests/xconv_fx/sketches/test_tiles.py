@@ -82,8 +82,8 @@ def test_the_signs_are_those_of_walsh_and_hadamard(num_spatial, side, cells, num
         y = untile_with_rows(planes, signs, size, torch.float32, side, kept, order)
         for place in itertools.product(range(side), repeat=num_spatial):
             element = sum(p << (axis * levels) for axis, p in enumerate(place))
-            parity = (element & int(number)).bit_count() % 2
-            assert float(y[(0, 0, *place)]) == 1 - 2 * parity
+            negative = (element & int(number)).bit_count() + int(rows.negated >> plane - 1 & 1)
+            assert float(y[(0, 0, *place)]) == 1 - 2 * (negative % 2)
 
 
 def test_a_smooth_tensor_costs_little_and_a_constant_one_nothing():
@@ -113,6 +113,6 @@ def test_memory_order_changes_the_layout_and_no_number():
     last_planes = tile(last, SEED, 4, (1, 2), [0, 2, 3, 1])
     # Only the order of the 16 summands may differ.
     assert torch.allclose(plain_planes, last_planes, atol=1e-6)
-    assert last_planes.permute(0, 1, 3, 4, 2).is_contiguous()
+    assert last_planes.permute(1, 3, 4, 0, 2).is_contiguous()
     y = untile(last_planes, SEED, x.shape, x.dtype, 4, (1, 2), [0, 2, 3, 1])
     assert y.stride() == last.stride()
