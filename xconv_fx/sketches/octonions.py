@@ -29,8 +29,8 @@ place of Walsh-Hadamard rows (some 5 % less noise each).
 Tiles along the last spatial dimension share their octonion: each is sketched without bias all the
 same. What they have in common then is, given a, the mean over the random signs of their rows
 (``sketches.tile_rows``): y, but for 0.02 to 0.25 of its length (numbers all alike, and very uneven
-ones) where the whole error is 0.69 of it. The error of the weight gradient stayed the same within 4 % (on
-single nets and rungs 0.97 to 1.04), with a tenth of the numbers to draw.
+ones) where the whole error is 0.69 of it. The error of the weight gradient stayed the same within
+4 % (on single nets and rungs 0.97 to 1.04), with a tenth of the numbers to draw.
 
 A uniform direction is that of 8 normal numbers (``randomness.gaussians``, whose grid of 2**-24 and
 largest value of 5.9 move expectations by some 1e-7 at most). A length below 1e-19 in float32
