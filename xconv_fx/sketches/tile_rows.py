@@ -209,12 +209,12 @@ def draw_rows(words: Tensor, num_spatial: int, side: int, kept: Sequence[int]) -
         The rows, level by level; their numbers take at most 21 bits of a word, which are the last
         to be read as signs.
     """
-    plan = _plan(num_spatial, side, tuple(kept))
-    bits: list[list[Tensor | int]] = [list(words_of_place) for words_of_place in plan.constant]
-    _flip_uniform(bits, plan, words)
+    sources = _sources(num_spatial, side, tuple(kept))
+    bits: list[list[Tensor | int]] = [list(words_of_place) for words_of_place in sources.constant]
+    _flip_uniform(bits, sources, words)
     divisors = [words.new_empty([0, *words.shape])]
-    lowest = len(plan.uniform)  # bit of the words that was not read yet
-    for draws in plan.kinds:
+    lowest = len(sources.uniform)  # bit of the words that was not read yet
+    for draws in sources.kinds:
         entries = torch.bitwise_right_shift(words, lowest) & 2 ** _KIND_BITS[num_spatial] - 1
         lowest += _KIND_BITS[num_spatial]
         kinds = [_drawn_kind(entries, draw, num_spatial) for draw in range(len(draws))]
@@ -238,7 +238,7 @@ def num_row_words(num_spatial: int, kept: Sequence[int]) -> int:
     return -(-(num_planes(num_spatial, kept) - 1) // ROWS_OF_A_WORD)
 
 
-class _Plan(NamedTuple):
+class _Sources(NamedTuple):
     """What each bit of the rows' numbers depends on; a mask has a bit a row, 31 rows each.
 
     Attributes:
@@ -253,9 +253,9 @@ class _Plan(NamedTuple):
 
 
 @functools.cache
-def _plan(num_spatial: int, side: int, kept: tuple[int, ...]) -> _Plan:
+def _sources(num_spatial: int, side: int, kept: tuple[int, ...]) -> _Sources:
     num_levels, num_words = side.bit_length() - 1, num_row_words(num_spatial, kept)
-    plan = _Plan([[0] * num_words for _ in range(num_spatial * num_levels)], [], [])
+    sources = _Sources([[0] * num_words for _ in range(num_spatial * num_levels)], [], [])
 
     def masks(rows: Iterable[int]) -> list[int]:
         result = [0] * num_words
@@ -264,8 +264,8 @@ def _plan(num_spatial: int, side: int, kept: tuple[int, ...]) -> _Plan:
         return result
 
     def set_constant(place: int, rows: Iterable[int]) -> None:
-        pairs = zip(plan.constant[place], masks(rows), strict=True)
-        plan.constant[place] = [word ^ mask for word, mask in pairs]
+        pairs = zip(sources.constant[place], masks(rows), strict=True)
+        sources.constant[place] = [word ^ mask for word, mask in pairs]
 
     table = list(enumerate(kept_rows(num_spatial, kept)))
     for level in range(1, num_levels + 1):
@@ -274,22 +274,22 @@ def _plan(num_spatial: int, side: int, kept: tuple[int, ...]) -> _Plan:
         for coarse in range(num_spatial * (level - 1)):
             axis, above = divmod(coarse, level - 1)
             place = finest[axis] + 1 + above
-            plan.uniform.append((place, masks(number for number, _ in rows)))
+            sources.uniform.append((place, masks(number for number, _ in rows)))
             set_constant(place, (number for number, row in rows if row.draw >> coarse & 1))
         if any(row.kind is None for _, row in rows):
-            plan.kinds.append([[(p, masks([number])) for p in finest] for number, _ in rows])
+            sources.kinds.append([[(p, masks([number])) for p in finest] for number, _ in rows])
             continue
         for axis, place in enumerate(finest):
             set_constant(place, (number for number, row in rows if (row.kind or 0) >> axis & 1))
-    return plan
+    return sources
 
 
-def _flip_uniform(bits: list[list[Tensor | int]], plan: _Plan, words: Tensor) -> None:
+def _flip_uniform(bits: list[list[Tensor | int]], sources: _Sources, words: Tensor) -> None:
     """Flip bits by the lowest bits of the drawn words."""
-    places = torch.arange(len(plan.uniform), dtype=torch.int32, device=words.device)
+    places = torch.arange(len(sources.uniform), dtype=torch.int32, device=words.device)
     places = places.view([-1] + [1] * words.dim())
     drawn = torch.bitwise_right_shift(words, places).bitwise_and_(1).unbind()
-    for bit, (place, masks) in zip(drawn, plan.uniform, strict=True):
+    for bit, (place, masks) in zip(drawn, sources.uniform, strict=True):
         _flip(bits[place], masks, bit)
 
 
