@@ -34,7 +34,7 @@ ones) where the whole error is 0.69 of it. The error of the weight gradient stay
 
 A uniform direction is that of 8 normal numbers (``randomness.gaussians``, whose grid of 2**-24 and
 largest value of 5.9 move expectations by some 1e-7 at most). A length below 1e-19 in float32
-comes back as 0 and one above 1e19 as inf, their squares being so.
+comes back as 0 and one above 1e19 as nan, their squares being 0 and inf.
 
 Shape legend: Q = ceil((P - 1) / 8) vectors a tile, the last one filled up with zeros.
 """

@@ -1,4 +1,4 @@
-"""Counter-based random numbers in plain int32 arithmetic.
+"""Counter-based random numbers in plain integer arithmetic.
 
 Owns every random number of the sketches. In: a seed and a (row, column) counter. Out: bits,
 uniforms, signs and normals that depend on nothing else, so that forward and backward graphs

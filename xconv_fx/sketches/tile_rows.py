@@ -16,9 +16,10 @@ single axes, 2 for pairs, 1 for all three: the energy of activations falls by ki
 does. With fewer draws the kind is drawn too, in proportion to w, from a table of 8 (16 in 3
 dimensions) equally likely entries. In one dimension there is one kind.
 
-Every row comes with a sign of its own, which sketching and rebuilding have both and so cancels:
-what rounds a coefficient then errs to either side alike, and tiles that share the octonions of
-``sketches.octonions`` do not share their errors.
+Every row comes with a random sign, which sketching and rebuilding have both and so cancels: what
+rounds a coefficient then errs to either side alike, and tiles that share the octonions of
+``sketches.octonions`` do not share their errors. There are 31 signs a tile: of more rows the 32nd
+has that of the first, and the last of the 31 depend on which rows were drawn.
 """
 
 from __future__ import annotations
