@@ -36,7 +36,7 @@ _DEFAULT_BATCH = 4
 
 # Of torch's activation_memory_budget; the same that anchor what its users can have.
 BUDGETS = (0.7, 0.5, 0.3)
-NOISE_PRICES = (DEFAULT_NOISE_PRICE, DEFAULT_NOISE_PRICE / 10)
+NOISE_PRICES = (DEFAULT_NOISE_PRICE, DEFAULT_NOISE_PRICE / 10, DEFAULT_NOISE_PRICE / 100)
 _NUM_RAW_VALUES = 8
 
 
