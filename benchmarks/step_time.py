@@ -6,8 +6,8 @@ convolution of 64 channels at 56x56, its forward and backward, and the encode an
 input by each codec, alone (inside a step they are fused with their neighbours and cost less), with
 an allocator that keeps what is freed: else the one who frees pays for handing back what others
 took, and the next one for getting it again. The second, with the allocator as it is, times steps of
-zoo models under ``xconv`` as a multiple of the same step under
-``inductor``, with the time to compile as well.
+zoo models under ``xconv`` as a multiple of the same step under ``inductor``, with the time to
+compile as well.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from xconv_fx.sketches import (
     tile_rows,
     tiles,
 )
-from xconv_fx.sketches.layout import Size, inverse, planes_order
+from xconv_fx.sketches.layout import Size, inverse, planes_order, stack_order
 
 
 def empty_in_order(
@@ -132,7 +132,7 @@ def _fake_sign_tile(
     _check_order(dim_order, x.dim())
     count = octonions.num_vectors(tile_rows.num_planes(x.dim() - 2, kept))
     grid = tiles.grid_of(x.shape, side)
-    signs = empty_in_order(x, [count, *grid], torch.uint8, [0, *(1 + dim for dim in dim_order)])
+    signs = empty_in_order(x, [count, *grid], torch.uint8, stack_order(dim_order))
     size = [grid[0], (1 + count) * grid[1], *grid[2:]]
     return signs, empty_in_order(x, size, quantize.compute_dtype(x.dtype), dim_order)
 

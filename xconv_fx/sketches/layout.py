@@ -78,6 +78,18 @@ def planes_order(dim_order: Sequence[int]) -> list[int]:
     return [*outer, 0, innermost]
 
 
+def stack_order(dim_order: Sequence[int]) -> list[int]:
+    """Return the memory order of tensors of one shape, stacked as dimension 0, one after another.
+
+    Args:
+        dim_order: dimensions of one from outermost to innermost in memory.
+
+    Returns:
+        The same for the stack, of one dimension more.
+    """
+    return [0, *(1 + dim for dim in dim_order)]
+
+
 def numel_of(size: Size) -> int:
     """Multiply sizes, which may be SymInts.
 

@@ -48,7 +48,7 @@ from collections.abc import Container, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from xconv_fx.sketches.layout import Size, inverse, planes_order
+from xconv_fx.sketches.layout import Size, inverse, planes_order, stack_order
 from xconv_fx.sketches.randomness import gaussians
 
 DIM = 8
@@ -128,7 +128,7 @@ def to_signs(
         bits = [(number >= 0).to(torch.int32) * (1 << k) for k, number in enumerate(z)]
         codes.append(_sum(bits).to(torch.uint8))
         lengths.append(_sum([number.square() for number in y.values()]).sqrt())
-    signs = torch.stack(codes).permute([0, *(1 + place for place in inverse(dim_order))])
+    signs = torch.stack(codes).permute(inverse(stack_order(dim_order)))
     kept = torch.cat([mean, *lengths], dim_order.index(1))
     return signs, kept.permute(inverse(dim_order))
 
@@ -153,7 +153,7 @@ def from_signs(
     # length for each of its eight numbers.
     kept = kept.as_strided(kept.shape, kept.stride()).permute(list(dim_order))
     mean, *lengths = kept.chunk(1 + signs.shape[0], dim_order.index(1))
-    codes = signs.permute([0, *(1 + dim for dim in dim_order)]).to(torch.int32)
+    codes = signs.permute(stack_order(dim_order)).to(torch.int32)
     rebuilt = []
     for vector, a in enumerate(_ordered(octonions, kept.dtype, dim_order)):
         length = lengths[vector] * (1.0 / (DIM * MEAN_ABS_COORDINATE))

@@ -161,11 +161,21 @@ def finest_kinds(num_spatial: int, kept: Sequence[int]) -> list[int] | None:
         elements: its kind in the finest level, 0 in the others. None where kinds of the finest
         level are drawn.
     """
-    if allotment(num_spatial, len(kept), kept[-1]) is None:
+    if not has_cells(num_spatial, kept):
         return None
     finest = len(kept)
     rows = kept_rows(num_spatial, kept)
     return [row.kind or 0 if row.level == finest else 0 for row in rows]
+
+
+def has_cells(num_spatial: int, kept: Sequence[int]) -> bool:
+    """Say whether kinds of the finest level are allotted, so that rows go over cells.
+
+    Args:
+        num_spatial: 1, 2 or 3.
+        kept: m of each level, coarsest first.
+    """
+    return allotment(num_spatial, len(kept), kept[-1]) is not None
 
 
 def num_planes(num_spatial: int, kept: Sequence[int]) -> int:

@@ -55,6 +55,7 @@ from xconv_fx.sketches.tile_rows import (
     draw_rows,
     draw_words,
     finest_kinds,
+    has_cells,
     kept_rows,
     num_row_words,
 )
@@ -172,7 +173,7 @@ def rows_of_words(
     """
     ordered = words.permute(list(dim_order))
     rows = draw_rows(ordered, words.dim() - 2, side, kept)
-    cells = finest_kinds(words.dim() - 2, kept) is not None
+    cells = has_cells(words.dim() - 2, kept)
     return _sign_words(rows, cells, dim_order), rows.divisors
 
 
@@ -198,7 +199,7 @@ def side_of_signs(num_spatial: int, side: int, kept: Sequence[int]) -> int:
         side: t, 2, 4 or 8.
         kept: m of each level, coarsest first.
     """
-    return side if finest_kinds(num_spatial, kept) is None else side // 2
+    return side // 2 if has_cells(num_spatial, kept) else side
 
 
 def tile(

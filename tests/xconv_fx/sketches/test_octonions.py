@@ -31,45 +31,51 @@ def decode_planes(signs, kept, num_planes, dim_order):
     return from_signs(signs, kept, octonions, num_planes, dim_order)
 
 
-def map_of(a):
-    """The matrix of ``y -> a y`` for an octonion of length 1, off what `from_signs` decodes."""
-    rows = torch.zeros(DIM, DIM, dtype=torch.float64)
+def maps_of(octonions):
+    """The matrices of ``y -> a y`` for octonions ``(n, 8)`` of length 1, off what is decoded."""
+    count = len(octonions)
     kept = torch.tensor([0.0, DIM * MEAN_ABS_COORDINATE], dtype=torch.float64).view(1, 2, 1)
+    kept, a = kept.repeat(count, 1, 1), octonions.T.reshape(1, DIM, count, 1, 1)
+    rows = []
     for k in range(DIM):
-        # The sum of all rows but k, and of k, with opposite signs: half the difference is k.
-        codes = [torch.full([1, 1, 1, 1], code, dtype=torch.uint8) for code in (255, 255 ^ 1 << k)]
-        both = [from_signs(c, kept, a.view(1, DIM, 1, 1, 1), 9, [0, 1, 2])[1:] for c in codes]
-        rows[k] = (both[0] - both[1]).flatten() / 2
-    return rows
+        # The sum of all rows, and with an opposite sign for k: half the difference is k.
+        codes = [torch.full([1, count, 1, 1], c, dtype=torch.uint8) for c in (255, 255 ^ 1 << k)]
+        both = [from_signs(code, kept, a, 1 + DIM, [0, 1, 2])[1:] for code in codes]
+        rows.append((both[0] - both[1]).view(DIM, count).T / 2)
+    return torch.stack(rows, 1)
+
+
+def units(count):
+    a = torch.randn(count, DIM, dtype=torch.float64)
+    return a / a.norm(dim=1, keepdim=True)
 
 
 def test_rows_are_the_octonion_with_signs_and_places_changed():
     # The premise of the proof: so a row is uniform on the sphere where the octonion is.
-    maps = torch.stack([map_of(a) for a in torch.eye(DIM, dtype=torch.float64)], 2)  # (k, j, i)
+    maps = maps_of(torch.eye(DIM, dtype=torch.float64)).permute(1, 2, 0)  # (k, j, octonion)
     assert torch.allclose(maps, maps.round(), rtol=0, atol=1e-14)
     # Each row is linear in the octonion by a signed permutation ...
     for row in maps.abs():
         assert torch.allclose(row.sum(0), torch.ones(DIM, dtype=torch.float64))
         assert torch.allclose(row.sum(1), torch.ones(DIM, dtype=torch.float64))
     # ... and no other number of it comes in: the maps of a sum are the sums of maps.
-    a = torch.randn(DIM, dtype=torch.float64)
-    a = a / a.norm()
-    assert torch.allclose(map_of(a), maps @ a, rtol=0, atol=1e-14)
+    a = units(1)
+    assert torch.allclose(maps_of(a)[0], maps @ a[0], rtol=0, atol=1e-14)
 
 
 def test_maps_are_orthogonal():
-    for a in torch.randn(50, DIM, dtype=torch.float64):
-        turning = map_of(a / a.norm())
-        # Rounding of sums of 8 products in float64.
-        assert torch.allclose(turning @ turning.mT, torch.eye(DIM, dtype=torch.float64), atol=1e-14)
+    maps = maps_of(units(500))
+    # Rounding of sums of 8 products in float64.
+    assert torch.allclose(
+        maps @ maps.mT, torch.eye(DIM, dtype=torch.float64).expand(500, DIM, DIM), atol=1e-14
+    )
 
 
 def test_signs_are_those_of_the_rows_that_are_added_up():
-    a, y = torch.randn(DIM, dtype=torch.float64), torch.randn(DIM, dtype=torch.float64)
-    a = a / a.norm()
+    a, y = units(1), torch.randn(DIM, dtype=torch.float64)
     planes = [torch.zeros(1, 1, 1, dtype=torch.float64), *y.view(DIM, 1, 1, 1)]
     signs, kept = to_signs(planes, a.view(1, DIM, 1, 1, 1), [0, 1, 2])
-    expected = map_of(a) @ y >= 0
+    expected = maps_of(a)[0] @ y >= 0
     assert [int(signs) >> k & 1 for k in range(DIM)] == expected.tolist()
     assert float(kept[0, 1]) == pytest.approx(float(y.norm()), 1e-14)
 
