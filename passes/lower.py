@@ -10,6 +10,7 @@ from passes.joint import output_node
 from passes.merged_sums import merge_sums
 from passes.partition import Partition
 from passes.staged_sums import stage_sums
+from passes.stored_sums import Store, store_sums
 from passes.verify import verify_absent
 
 
@@ -19,6 +20,7 @@ def lower(
     inner_table: DecompositionTable,
     *,
     channels_last: bool = False,
+    store: Store | None = None,
     traces: Traces | None = None,
 ) -> Partition:
     """Return both graphs with the calls in ``table`` taken apart.
@@ -26,8 +28,8 @@ def lower(
     Nothing decomposes after partitioning, so this is the last chance for an op to become
     something the inner compiler can fuse; ``inner_table`` takes apart what the table's
     functions are made of. Equal sums are taken once (:mod:`passes.merged_sums`). With
-    ``channels_last`` see :func:`_copy_convolution_inputs` and :mod:`passes.staged_sums`; for
-    ``traces`` see :func:`passes.decompose.decompose`.
+    ``channels_last`` see :func:`_copy_convolution_inputs` and :mod:`passes.staged_sums`; with
+    ``store`` :mod:`passes.stored_sums`; for ``traces`` :func:`passes.decompose.decompose`.
 
     Raises:
         passes.verify.VerifierError: if a call of the table is left.
@@ -40,6 +42,8 @@ def lower(
     merge_sums(backward, Inserter(inner_table, traces))
     if channels_last:
         stage_sums(backward, Inserter(inner_table, traces))
+    if store is not None:
+        store_sums(backward, Inserter(traces=traces), store)
     for module in (forward, backward):
         verify_absent(module.graph, table.keys(), "lower")
     return Partition(forward, backward, split.num_fwd_outputs)

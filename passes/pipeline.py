@@ -152,5 +152,6 @@ def _lowered(split: Partition, rules: Rules, traces: Traces) -> Partition:
         rules.lowerings,
         rules.primitives,
         channels_last=rules.channels_last,
+        store=rules.store,
         traces=traces,
     )

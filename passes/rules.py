@@ -164,6 +164,8 @@ class Rules:
         expand_seeds: turns the drawn seeds, int64 ``(S,)``, into what the codecs take, one
             row a site; None if they take the seeds themselves.
         wait: holds decoding back; None for inner compilers that need no such thing.
+        store: the identity, by which the inner compiler stores a value (:mod:`passes.stored_sums`);
+            None for inner compilers that store every value.
         packing: for a forward value (a node), the exact codec that keeps it in fewer bits: of
             a boolean, or of an integer known to be small; None where there is none.
         channels_last: whether the inner compiler lays 4-D values out channels-last, whatever
@@ -185,6 +187,7 @@ class Rules:
     path_codecs: tuple[Codec, ...] = ()
     expand_seeds: Callable[[torch.Tensor], torch.Tensor] | None = None
     wait: Wait | None = None
+    store: Callable[[torch.Tensor], torch.Tensor] | None = None
     packing: Callable[[fx.Node], Codec | None] | None = None
     channels_last: bool = False
     machine_balance: float = 10.0

@@ -3,8 +3,9 @@
 Inductor merges kernels that read the same value, however far apart their results are needed. Of a
 packed value that is how the decoded values of several layers come to be alive at once. What writes
 much less than it reads, the statistics and sums of a norm or an encoder, holds next to nothing, and
-merging spares a pass over an activation. Vectors are loaded as ``_vector_loads`` says. Checked on
-2.13.
+merging spares a pass over an activation. An encoder, whose codes nothing in the forward reads, may
+join the kernel of a whole activation too: that one comes no later for it. Vectors are loaded as
+``_vector_loads`` says, and our operators called as ``_calls`` says. Checked on 2.13.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from typing import Any
 
 import torch
 from torch._inductor.compile_fx import compile_fx_inner
-from torch._inductor.scheduler import BaseSchedulerNode, Scheduler
+from torch._inductor.scheduler import BaseSchedulerNode, OutputNode, Scheduler
 from torch._inductor.virtualized import V
 
 from xconv_fx._vector_loads import direct_loads
 
-# Kernels are merged for what both read if each writes at most this share of it.
-_WRITTEN_SHARE = 2
+# Kernels write little if they write at most one part in so many of what they share with others.
+_SHARE_WRITTEN = 2
 
 # Inductor's cache of generated code knows nothing of what differs here.
 _CACHE_TAG = "xconv"
@@ -63,10 +64,13 @@ def _writing_little(base: Any) -> Any:
                 node2: another.
                 shared_data_score: bytes that both read or write.
             """
-            written = max(_written_nbytes(scheduler, node) for node in (node1, node2))
-            return written * _WRITTEN_SHARE <= shared_data_score and bool(
-                base.can_fuse_horizontal(scheduler, node1, node2, shared_data_score)
-            )
+            most = shared_data_score / _SHARE_WRITTEN
+            little, much = sorted((node1, node2), key=lambda n: _written_nbytes(scheduler, n))
+            if _written_nbytes(scheduler, little) > most:
+                return False
+            if _written_nbytes(scheduler, much) > most and not _is_only_returned(little):
+                return False
+            return bool(base.can_fuse_horizontal(scheduler, node1, node2, shared_data_score))
 
     return WritingLittle
 
@@ -74,3 +78,10 @@ def _writing_little(base: Any) -> Any:
 def _written_nbytes(scheduler: Scheduler, node: BaseSchedulerNode) -> int:
     """Bytes that a kernel makes, those that it alone reads included."""
     return sum(scheduler.dep_size_hint(dep) for dep in node.read_writes.writes)
+
+
+def _is_only_returned(node: BaseSchedulerNode) -> bool:
+    """Whether nothing in the graph reads what a kernel makes."""
+    return all(
+        isinstance(user.node, OutputNode) for buffer in node.get_outputs() for user in buffer.users
+    )

@@ -33,7 +33,10 @@ from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.graph import GraphLowering
 from torch._logging._internal import trace_structured
 
-from xconv_fx import _fusion
+from xconv_fx import (
+    _calls,  # noqa: F401  registers how Inductor calls our operators
+    _fusion,
+)
 
 PartitionFunction = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
 

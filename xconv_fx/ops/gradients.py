@@ -33,9 +33,10 @@ def is_channels_last(x: Tensor) -> bool:
         True for 4-D and 5-D tensors with more than one channel and more than one position,
         stored channels-last.
     """
-    if x.dim() not in (4, 5) or not (known(x.shape[1] > 1) and known(x.stride(1) == 1)):
+    size, stride = x.shape, x.stride()
+    if len(size) not in (4, 5) or not (known(size[1] > 1) and known(stride[1] == 1)):
         return False
-    return any(known(x.shape[d] > 1) and known(x.stride(d) > 1) for d in range(2, x.dim()))
+    return any(known(size[d] > 1) and known(stride[d] > 1) for d in range(2, len(size)))
 
 
 def memory_format(*tensors: Tensor) -> torch.memory_format:
@@ -87,9 +88,8 @@ def input_grad(
     """Form the input gradient of a convolution, exactly, without its input.
 
     The gradient of a convolution is the transposed convolution with the output padding that
-    restores the input size, ``(in + 2p - d(k - 1) - 1) mod s < s``; that of a transposed
-    convolution is the convolution, cut to the input size where the output padding exceeded the
-    stride.
+    restores the input size (:func:`missing_padding`); that of a transposed convolution is the
+    convolution, cut to the input size where the output padding exceeded the stride.
 
     Args:
         grad_output: ``(B, O, *out)``.
@@ -121,15 +121,34 @@ def input_grad(
         for i in spatial:
             grad = grad.narrow(2 + i, 0, input_size[2 + i])
     else:
-        missing = [
-            (input_size[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1)
-            % stride[i]
-            for i in spatial
-        ]
+        missing = missing_padding(input_size, weight.shape[2:], stride, padding, dilation)
         grad = torch.ops.aten.convolution.default(
             grad_output, weight, None, stride, padding, dilation, True, missing, groups
         )
     return grad.contiguous(memory_format=result_format)
+
+
+def missing_padding(
+    input_size: Size, kernel: Size, stride: Ints, padding: Ints, dilation: Ints
+) -> list[int]:
+    """Return the output padding with which a transposed convolution restores an input's size.
+
+    Args:
+        input_size: shape ``(B, C, *in)`` of the convolution's input.
+        kernel: sizes of the kernel, one a spatial dimension, as are all that follow.
+        stride: of the convolution.
+        padding: of the convolution.
+        dilation: of the convolution.
+
+    Returns:
+        One int a spatial dimension, ``(in + 2p - d(k - 1) - 1) mod s``.
+    """
+    return [
+        (extent + 2 * p - d * (k - 1) - 1) % s
+        for extent, k, s, p, d in zip(
+            input_size[2:], kernel, stride, padding, dilation, strict=True
+        )
+    ]
 
 
 def weight_grad(

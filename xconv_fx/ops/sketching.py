@@ -220,6 +220,11 @@ def _wait(kept: Tensor, other: Tensor) -> Tensor:
     return kept.clone()
 
 
+def _store(x: Tensor) -> Tensor:
+    """Copy a tensor; Inductor stores it and reads it from there, with no copy (``_calls``)."""
+    return x.clone()
+
+
 key_schedule = define(
     "key_schedule(Tensor seeds) -> Tensor",
     randomness.key_schedule,
@@ -292,6 +297,7 @@ untile = define(
     functools.partial(tiles.untile, draw=draw_signs),
 )
 wait = define("wait(Tensor kept, Tensor other) -> Tensor", _wait, _wait)
+store = define("store(Tensor x) -> Tensor", _store, _store)
 sign_tile = define(
     "sign_tile(Tensor x, Tensor seed, int side, int[] kept, int[] dim_order) -> (Tensor, Tensor)",
     sign_tiles.sign_tile,

@@ -88,6 +88,7 @@ def make_rules(options: Options, *, channels_last: bool = False, device_type: st
         path_codecs=PATH_LADDER,
         expand_seeds=torch.ops.xconv.key_schedule.default,
         wait=convolution.WAIT,
+        store=torch.ops.xconv.store.default if options.inner == "inductor" else None,
         packing=packing,
         channels_last=channels_last,
         machine_balance=options.machine_balance or default_balance(device_type),

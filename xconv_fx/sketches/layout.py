@@ -145,4 +145,6 @@ def known(condition: object) -> bool:
     Returns:
         True only if it holds for every size the symbols may take.
     """
+    if isinstance(condition, bool):  # asked at every call of an operator, where sizes are plain
+        return condition
     return bool(statically_known_true(cast(bool, condition)))

@@ -1,0 +1,125 @@
+"""Sums of gradients that several kernels read, stored once.
+
+Where a value is read twice its gradient is a sum, and down a chain of residual blocks a sum of
+sums. An inner compiler computes an elementwise value again in every kernel that reads it, up to a
+threshold that knows nothing of bytes (Inductor counts reads, small ones as well; 2.11 to 2.13).
+Each of ``k`` kernels then reads the R bytes that a sum is made of, and these stay in memory for the
+last of them. If it is stored by the first, the others read its own W bytes: so it is where
+
+    k R  >=  R + k W + W / 2
+
+after those before it. The last term is what has to be won, for the first kernel may be one that
+cannot store it as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from passes.decompose import Inserter
+from passes.joint import tensor_nbytes, tensor_val
+from passes.op_traits import recompute_ban
+
+aten = torch.ops.aten
+
+Store = Callable[[Tensor], Tensor]
+
+# Bytes that a kernel reads of each value in memory.
+_Reads = Mapping[fx.Node, int]
+
+
+def store_sums(module: fx.GraphModule, inserter: Inserter, store: Store) -> None:
+    """Have elementwise values stored where that moves fewer bytes than all readers computing them.
+
+    Args:
+        module: a lowered graph; changed in place.
+        inserter: of calls.
+        store: the identity, an op that the inner compiler takes for an order to store.
+    """
+    reads: dict[fx.Node, _Reads] = {}
+    for node in list(module.graph.nodes):
+        own = tensor_nbytes(val) if (val := tensor_val(node)) is not None else None
+        if own is None:
+            reads[node] = {}
+        elif _is_in_memory(node):
+            reads[node] = {node: own}
+        else:
+            reads[node] = _combined(node, reads)
+            if _gains(node, own, sum(reads[node].values())):
+                readers = list(node.users)
+                result = inserter.insert(store, [node], node.next, provenance=node)
+                for reader in readers:
+                    reader.replace_input_with(node, result)
+                reads[node] = reads[result] = {result: own}
+    module.graph.lint()
+    module.recompile()
+
+
+def _is_in_memory(node: fx.Node) -> bool:
+    """Whether a value is stored in any case: given, made by a call, or read by one."""
+    if not _is_elementwise(node):
+        return True
+    return any(not _is_elementwise(user) and not _is_reduction(user) for user in node.users)
+
+
+def _is_elementwise(node: fx.Node) -> bool:
+    return (
+        node.op == "call_function"
+        and node.target is not aten.cat.default
+        and recompute_ban(node) is None
+    )
+
+
+def _is_reduction(node: fx.Node) -> bool:
+    return node.target in (aten.sum.dim_IntList, aten.mean.dim)
+
+
+def _combined(node: fx.Node, reads: Mapping[fx.Node, _Reads]) -> _Reads:
+    """What computing an elementwise value reads: of a value of which it takes a part, that part."""
+    numel = _numel(node)
+    return {
+        stored: min(nbytes, numel * stored.meta["val"].dtype.itemsize)
+        for arg in node.all_input_nodes
+        for stored, nbytes in reads[arg].items()
+    }
+
+
+def _gains(node: fx.Node, own_nbytes: int, read_nbytes: int) -> bool:
+    if read_nbytes <= own_nbytes or not node.meta["val"].dtype.is_floating_point:
+        return False
+    if [_numel(user) for user in node.users] == [_numel(node)]:  # that one has the same readers
+        return False
+    count = len(_kernels(node))
+    return 2 * count * read_nbytes >= 2 * read_nbytes + (2 * count + 1) * own_nbytes
+
+
+def _kernels(node: fx.Node) -> set[Any]:
+    """What stands for the kernels that read a value: sums over it, further sums, stored values."""
+    kernels: set[Any] = set()
+    seen, waiting = {node}, [node]
+    while waiting:
+        value = waiting.pop()
+        for user in value.users:
+            if _is_reduction(user):  # those over equal shapes are one kernel
+                kernels.add(tuple(map(str, value.meta["val"].shape)))
+            elif _is_in_memory(user) or _is_sum(user):
+                kernels.add(user)
+            elif user not in seen:
+                seen.add(user)
+                waiting.append(user)
+    return kernels
+
+
+def _is_sum(node: fx.Node) -> bool:
+    numel = _numel(node)
+    terms = [arg for arg in node.all_input_nodes if _numel(arg) == numel]
+    return node.target is aten.add.Tensor and len(terms) == 2
+
+
+def _numel(node: fx.Node) -> int:
+    val = tensor_val(node)
+    return 0 if val is None else (tensor_nbytes(val) or 0) // val.dtype.itemsize
