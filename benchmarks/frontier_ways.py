@@ -30,7 +30,7 @@ SKETCHED_FAMILIES = ("paper", "xconv")
 """Those compiled by ``backend="xconv"``, whose gradients are calls of convolutions."""
 
 TORCH_BUDGETS = (0.7, 0.5, 0.3, 0.1)
-XCONV_BUDGETS = (0.3, 0.15, 0.08, 0.05)
+XCONV_BUDGETS = (0.5, 0.3, 0.15, 0.08, 0.05)
 PROBES = (2, 16, 64)
 
 
