@@ -9,6 +9,7 @@ from passes.decompose import DecompositionTable, Inserter, Traces, decompose
 from passes.joint import output_node
 from passes.merged_sums import merge_sums
 from passes.partition import Partition
+from passes.staged_statistics import stage_statistics
 from passes.staged_sums import stage_sums
 from passes.stored_sums import Store, store_sums
 from passes.verify import verify_absent
@@ -29,13 +30,16 @@ def lower(
     something the inner compiler can fuse; ``inner_table`` takes apart what the table's
     functions are made of. Equal sums are taken once (:mod:`passes.merged_sums`). With
     ``channels_last`` see :func:`_copy_convolution_inputs` and :mod:`passes.staged_sums`; with
-    ``store`` :mod:`passes.stored_sums`; for ``traces`` :func:`passes.decompose.decompose`.
+    ``store``, for an inner compiler that merges kernels, :mod:`passes.staged_statistics` and
+    :mod:`passes.stored_sums`; for ``traces`` :func:`passes.decompose.decompose`.
 
     Raises:
         passes.verify.VerifierError: if a call of the table is left.
     """
     traces = traces or Traces()
     forward = decompose(split.forward, table, inner_table, traces=traces)
+    if store is not None:
+        stage_statistics(forward, Inserter(inner_table, traces))
     if channels_last:
         _copy_convolution_inputs(forward, Inserter(traces=traces))
     backward = decompose(split.backward, table, inner_table, traces=traces)

@@ -45,14 +45,12 @@ def is_called_directly(node: fx.Node) -> bool:
     sizes = [n for x in (node.meta["val"], *tensors) for n in x.shape]
     if _is_on_host(node) or not all(isinstance(n, int) and n > 0 for n in sizes):
         return False
-    grad_output, weight = tensors[0], tensors[-1]
-    if node.target is conv_input_grad:
-        activations, input_size = (grad_output,), node.meta["val"].shape
-        if node.args[6]:  # transposed
-            return False
-    else:
-        activations, input_size = (grad_output, tensors[1]), tensors[1].shape
-    layout = computing_format(weight, grad_output, input_size)
+    *activations, weight = tensors
+    transposed = node.args[-3]
+    if node.target is conv_input_grad and transposed:
+        return False
+    input_size = activations[1].shape if len(activations) > 1 else node.meta["val"].shape
+    layout = computing_format(weight, activations[0], input_size)
     return all(x.is_contiguous(memory_format=layout) for x in activations)
 
 
@@ -74,11 +72,10 @@ _call_wait = _fallback(wait)
 
 
 def _lower_input_grad(grad_output: Any, weight: Any, *geometry: Any) -> Any:
-    node = V.graph.current_node
-    if not is_called_directly(node):
+    if not is_called_directly(V.graph.current_node):
         return _call_input_grad(grad_output, weight, *geometry)
     input_size, stride, padding, dilation, _, _, groups = geometry
-    kernel = node.args[1].meta["val"].shape[2:]
+    kernel = V.graph.current_node.all_input_nodes[1].meta["val"].shape[2:]
     missing = missing_padding(input_size, kernel, stride, padding, dilation)
     return _call_convolution(
         grad_output, weight, None, stride, padding, dilation, True, missing, groups

@@ -16,7 +16,11 @@ from xconv_fx.backend import xconv
 from xconv_fx.rules import LADDER
 from xconv_fx.sketches.randomness import key_schedule
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    # What the tests turn off, Inductor recommends once a process.
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores"),
+]
 
 DEVICE = "cuda"
 

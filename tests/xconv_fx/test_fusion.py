@@ -64,6 +64,23 @@ def test_encoders_of_one_value_are_merged():
     assert kernels(_fusion.compile_inner, encoded, X) == [2]
 
 
+def test_an_encoder_joins_the_kernel_of_a_whole_activation():
+    def applied(x):
+        return x * 2.0, (x > 0).to(torch.uint8)
+
+    assert kernels(_fusion.compile_inner, applied, X) == [2]
+
+
+def test_what_is_read_again_joins_no_kernel_of_a_whole_activation():
+    def applied(x, w):
+        mask = (x > 0).to(torch.uint8)
+        return x * 2.0, mask.float() @ w, mask
+
+    # The product itself, what it reads, the mask and the activation.
+    assert kernels(compile_fx_inner, applied, X, X.T) == [1, 3]
+    assert kernels(_fusion.compile_inner, applied, X, X.T) == [1, 1, 2]
+
+
 def test_decoders_of_one_packed_value_stay_apart_where_inductor_would_merge_them():
     scales = torch.ones(64), torch.ones(64)
     assert kernels(compile_fx_inner, decoded, PACKED, *scales) == [2]
