@@ -45,16 +45,15 @@ def stage_statistics(module: fx.GraphModule, inserter: Inserter) -> None:
 
 def _is_over_channels(node: fx.Node, val: Tensor) -> bool:
     """Whether a variance of ``val`` is that of a batch norm in training, in full precision."""
-    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    return (
-        val.dtype in (torch.float32, torch.float64)
-        and isinstance(dims, (list, tuple))
-        and sorted(dim % val.dim() for dim in dims if isinstance(dim, int))
-        == [0, *range(2, val.dim())]
-        and node.kwargs.get("correction") == 0
-        and node.kwargs.get("keepdim") is True
-        and all(isinstance(size, int) for size in val.shape)
-    )
+    if val.dtype not in (torch.float32, torch.float64):
+        return False
+    if not all(isinstance(size, int) for size in val.shape):
+        return False
+    if node.kwargs.get("correction") != 0 or not node.kwargs.get("keepdim"):
+        return False
+    dims = node.args[1] if len(node.args) > 1 else None
+    over = isinstance(dims, (list, tuple)) and {d % val.dim() for d in dims if isinstance(d, int)}
+    return over == {0, *range(2, val.dim())}
 
 
 def _groups_of(x: fx.Node) -> tuple[list[int], list[int]] | None:
