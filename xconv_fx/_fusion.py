@@ -10,11 +10,15 @@ join the kernel of a whole activation too: that one comes no later for it. Vecto
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
+from torch._inductor import tiling_utils
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.scheduler import BaseSchedulerNode, OutputNode, Scheduler
 from torch._inductor.virtualized import V
@@ -41,9 +45,28 @@ def compile_inner(*args: Any, **kwargs: Any) -> Any:
     with (
         V.set_choices_handler(choices),
         direct_loads(),
+        numeric_tilings(),
         compiler_config.patch(cache_key_tag=tag),
     ):
         return compile_fx_inner(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def numeric_tilings() -> Iterator[None]:
+    """Let Triton's loops be tiled by numbers alone, until the end.
+
+    Where Inductor solves for a tiling that makes an index consecutive, it takes any constant
+    expression for an int; a product that sympy does not evaluate ended compilation (2.11; the code
+    is the same in 2.13).
+    """
+    base: Any = tiling_utils.solve_for_tiling
+
+    def solve(expr: Any) -> Any:
+        found = base(expr)
+        return found if getattr(found, "is_number", False) else None
+
+    with mock.patch.object(tiling_utils, "solve_for_tiling", solve):
+        yield
 
 
 @functools.cache

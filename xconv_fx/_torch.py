@@ -30,9 +30,11 @@ from torch._inductor.compile_fx import compile_fx
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
 from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.exc import InductorError as InductorError  # for the backend too
 from torch._inductor.graph import GraphLowering
 from torch._logging._internal import trace_structured
 
+from passes.joint import copy_module
 from xconv_fx import (
     _calls,  # noqa: F401  registers how Inductor calls our operators
     _fusion,
@@ -136,6 +138,7 @@ def compile_with_inductor(
     decompositions: Mapping[Any, Callable[..., Any]],
     patches: Mapping[str, Any],
     *,
+    on_backward_failure: Callable[[Exception], None] | None = None,
     interpreted: bool = False,
 ) -> Any:
     """Compile with Inductor around our partition function.
@@ -143,9 +146,18 @@ def compile_with_inductor(
     The AOTAutograd cache is off: on a hit the partitioner would not run, and there would be
     no report for the graph. Inductor's own cache of generated code stays on. If ``interpreted``,
     the partitioned graphs run op by op in place of what Inductor would make of them (``compile_fx``
-    takes another inner compiler, 2.11 to 2.13).
+    takes another inner compiler, 2.11 to 2.13). So does a backward on which Inductor fails, after
+    ``on_backward_failure`` was told: AOTAutograd keeps its error for a time when the forward has
+    run, and there is no other way left. An error in the forward is raised.
+
+    Raises:
+        InductorError: Inductor failed on the forward.
     """
-    inner_compile: Any = _interpret if interpreted else _fusion.compile_inner
+    inner_compile: Any = (
+        _interpret
+        if interpreted
+        else functools.partial(_compile_inner, on_backward_failure=on_backward_failure)
+    )
     config = {**patches, "custom_partitioner_fn": Partitioner(partition_function, identity)}
     with functorch_config.patch(enable_autograd_cache=False):
         return compile_fx(
@@ -279,6 +291,23 @@ def emit_artifact(name: str, payload: Callable[[], str]) -> None:
         metadata_fn=lambda: {"name": name, "encoding": "string"},
         payload_fn=payload,
     )
+
+
+def _compile_inner(
+    module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    on_backward_failure: Callable[[Exception], None] | None,
+    **settings: Any,
+) -> Any:
+    if not settings.get("is_backward") or on_backward_failure is None:
+        return _fusion.compile_inner(module, example_inputs, **settings)
+    as_it_is = copy_module(module)  # Inductor's passes change it
+    try:
+        return _fusion.compile_inner(module, example_inputs, **settings)
+    except InductorError as error:
+        on_backward_failure(error.inner_exception)
+        return _interpret(as_it_is, example_inputs)
 
 
 def _interpret(

@@ -11,7 +11,7 @@ import io
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from rich.console import Console
@@ -190,6 +190,17 @@ def all_reports() -> tuple[Report, ...]:
 def clear_reports() -> None:
     """Forget all reports."""
     _reports.clear()
+
+
+def withdraw_report() -> None:
+    """Forget the last report, of a graph that could not be compiled as it says."""
+    _reports.pop()
+
+
+def annotate_report(note: str) -> None:
+    """Add a note to the last report, if there is one."""
+    if _reports:
+        _reports[-1] = replace(_reports[-1], notes=(*_reports[-1].notes, note))
 
 
 def publish(report: Report) -> None:

@@ -91,21 +91,19 @@ def xconv(
         step,
         place,
     )
-    if inner == "aot_eager":
-        compiled = _torch.compile_with_aot_eager(
-            module, example_inputs, partition_function, tracing_decompositions()
-        )
-    else:
-        compiled = _torch.compile_with_inductor(
-            module,
-            example_inputs,
-            partition_function,
-            partition_function.identity,
-            tracing_decompositions(),
-            settings,
-        )
+    before = audit.last_report()
+    try:
+        compiled = _compile(module, example_inputs, partition_function)
+    except _torch.InductorError as error:  # of a graph that is not torch's own
+        reason = f"the inner compiler failed: {error.inner_exception!r}"
+        log.warning("compiling this graph exactly: %s", reason)
+        log.debug("the inner compiler failed", exc_info=True)
+        if audit.last_report() is not before:
+            audit.withdraw_report()
+        exactly = dataclasses.replace(partition_function, exact_because=reason)
+        compiled = _compile(module, example_inputs, exactly)
     step.record_inference(place, call, module)
-    return cast(Callable[..., Any], compiled)
+    return compiled
 
 
 def step_report() -> StepReport | None:
@@ -122,9 +120,38 @@ def reset() -> None:
 xconv.reset = reset  # type: ignore[attr-defined]
 
 
+def _compile(
+    module: fx.GraphModule, example_inputs: Sequence[Any], partition_function: _PartitionFunction
+) -> Callable[..., Any]:
+    if partition_function.inner == "aot_eager":
+        compiled = _torch.compile_with_aot_eager(
+            module, example_inputs, partition_function, tracing_decompositions()
+        )
+    else:
+        compiled = _torch.compile_with_inductor(
+            module,
+            example_inputs,
+            partition_function,
+            partition_function.identity,
+            tracing_decompositions(),
+            partition_function.settings,
+            on_backward_failure=_note_interpreted,
+        )
+    return cast(Callable[..., Any], compiled)
+
+
+def _note_interpreted(error: Exception) -> None:
+    note = f"the backward runs op by op, since the inner compiler failed on it: {error!r}"
+    log.warning("%s", note)
+    audit.annotate_report(note)
+
+
 @dataclass(frozen=True)
 class _PartitionFunction:
-    """The partition function handed to AOTAutograd: all passes, or the exact fallback."""
+    """The partition function handed to AOTAutograd: all passes, or the exact fallback.
+
+    The fallback alone if it is known beforehand why (``exact_because``).
+    """
 
     options: Options
     inner: str
@@ -134,6 +161,7 @@ class _PartitionFunction:
     calibration: Calibration | None = None
     step: Step = dataclasses.field(default_factory=Step)
     place: Place = dataclasses.field(default_factory=Place)
+    exact_because: str | None = None
 
     @property
     def identity(self) -> str:
@@ -142,6 +170,7 @@ class _PartitionFunction:
         measured = "" if self.calibration is None else f"measured={self.calibration.digest} "
         return (
             f"xconv {package_version()} {self.options} rank={self.rank} {plans}{measured}"
+            f"{'' if self.exact_because is None else 'exact '}"
             f"{_source_hash()}"
         )
 
@@ -158,7 +187,11 @@ class _PartitionFunction:
         inputs = inputs_of(joint, self.place.inputs)
         exactly = functools.partial(partition_exact, joint.copy(), kwargs)
         try:
-            split, report = self._sketched(joint, inputs, joint_inputs, kwargs, exactly)
+            if self.exact_because is None:
+                split, report = self._sketched(joint, inputs, joint_inputs, kwargs, exactly)
+            else:
+                split = exactly()
+                report = self._exact_report(split, joint, self.exact_because)
         except (BudgetError, passes.PlanMismatchError):
             raise
         except Exception as error:  # noqa: BLE001  training must not break because of us

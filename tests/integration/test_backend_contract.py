@@ -11,6 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch._inductor import config  # noqa: TID251
+from torch._inductor.scheduler import Scheduler  # noqa: TID251
+from torch._inductor.virtualized import V  # noqa: TID251
 from torch.utils.checkpoint import checkpoint
 
 import passes
@@ -283,6 +286,59 @@ def test_a_failure_inside_the_passes_compiles_exactly_and_is_reported(
     assert report.ratio == 1.0
     logged = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert logged == ["compiling this graph exactly: ZeroDivisionError: forced by the test"]
+
+
+@pytest.fixture
+def fail_on(monkeypatch):
+    """Makes Inductor fail on graphs that call an op, once it has scheduled them."""
+
+    def fail(op):
+        codegen = Scheduler.codegen
+
+        def fail_on_op(scheduler):
+            if V.graph.module.graph.find_nodes(op="call_function", target=op):
+                raise ZeroDivisionError("forced by the test")
+            return codegen(scheduler)
+
+        monkeypatch.setattr(Scheduler, "codegen", fail_on_op)
+
+    with config.patch(fx_graph_cache=False):
+        yield fail
+
+
+def test_a_forward_that_inductor_cannot_compile_is_compiled_exactly(fail_on, caplog, compile_xconv):
+    compile_xconv(make_net(), inner="inductor")(batch())  # a report that stays
+    fail_on(torch.ops.aten.randint.low)  # which draws the seeds
+    model, x = make_net(5), batch()
+    compiled = compile_xconv(model, inner="inductor")
+    with caplog.at_level(logging.WARNING, logger="xconv_fx"):
+        _, noise = gradient_noise(model, x, compiled)
+
+    assert max(noise.values()) < ROUNDING
+    reason = "the inner compiler failed: ZeroDivisionError('forced by the test')"
+    assert [report.exact for report in xconv_fx.all_reports()] == [None, reason]
+    assert xconv_fx.step_report().graphs[-1].kind == "exact"
+    logged = [r.getMessage() for r in caplog.records if r.name == "xconv_fx"]
+    assert logged == [f"compiling this graph exactly: {reason}"]
+
+
+def test_a_backward_that_inductor_cannot_compile_runs_op_by_op(fail_on, caplog, compile_xconv):
+    fail_on(torch.ops.xconv.conv_weight_grad.default)
+    model, x = make_net(5), batch()
+    compiled = compile_xconv(model, inner="inductor", noise_price=30.0)
+    with caplog.at_level(logging.WARNING, logger="xconv_fx"):
+        _, noise = gradient_noise(model, x, compiled)
+
+    assert ROUNDING < max(noise.values()) < 0.02  # of 8 bits
+    report = xconv_fx.last_report()
+    note = (
+        "the backward runs op by op, since the inner compiler failed on it: "
+        "ZeroDivisionError('forced by the test')"
+    )
+    assert report.exact is None
+    assert report.notes[-1] == note
+    logged = [r.getMessage() for r in caplog.records if r.name == "xconv_fx"]
+    assert logged == [note]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """Which kernels are merged: read off Inductor's schedule of graphs that tell the rules apart."""
 
 import pytest
+import sympy
 import torch
-from torch._inductor import config  # noqa: TID251
+from torch._inductor import config, tiling_utils  # noqa: TID251
 from torch._inductor.compile_fx import compile_fx_inner  # noqa: TID251
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -85,6 +86,17 @@ def test_decoders_of_one_packed_value_stay_apart_where_inductor_would_merge_them
     scales = torch.ones(64), torch.ones(64)
     assert kernels(compile_fx_inner, decoded, PACKED, *scales) == [2]
     assert kernels(_fusion.compile_inner, decoded, PACKED, *scales) == [1, 1]
+
+
+def test_loops_are_tiled_by_numbers_alone(monkeypatch):
+    index, other = sympy.symbols("index other", integer=True)
+    # What Inductor takes for an int, as it asks whether it is constant: a number it is not.
+    monkeypatch.setattr(tiling_utils, "solve_for_tiling", lambda expr: expr)
+    with _fusion.numeric_tilings():
+        assert tiling_utils.solve_for_tiling(sympy.Integer(8)) == 8
+        assert tiling_utils.solve_for_tiling(index * other) is None
+        assert tiling_utils.solve_for_tiling(None) is None
+    assert tiling_utils.solve_for_tiling(index) is index
 
 
 def test_the_rule_ends_with_the_compilation():
