@@ -45,7 +45,7 @@ def stage_statistics(module: fx.GraphModule, inserter: Inserter) -> None:
 
 def _is_over_channels(node: fx.Node, val: Tensor) -> bool:
     """Whether a variance of ``val`` is that of a batch norm in training, in full precision."""
-    if val.dtype not in (torch.float32, torch.float64):
+    if val.dtype not in (torch.float32, torch.float64) or val.dim() < 3:
         return False
     if not all(isinstance(size, int) for size in val.shape):
         return False
@@ -68,7 +68,7 @@ def _groups_of(x: fx.Node) -> tuple[list[int], list[int]] | None:
         if permuted is not x:
             if permuted.target is not aten.permute.default:
                 continue
-            order = list(cast(Sequence[int], permuted.args[1]))
+            order = [dim % len(order) for dim in cast(Sequence[int], permuted.args[1])]
         for grouped in permuted.users:
             sizes = _pairs(grouped, [x.meta["val"].shape[dim] for dim in order])
             if sizes is not None and sizes[2 * order.index(1) + 1] == 1:

@@ -40,6 +40,7 @@ def store_sums(module: fx.GraphModule, inserter: Inserter, store: Store) -> None
         inserter: of calls.
         store: the identity, an op that the inner compiler takes for an order to store.
     """
+    kernels = _kernels(module.graph)
     reads: dict[fx.Node, _Reads] = {}
     for node in list(module.graph.nodes):
         own = tensor_nbytes(val) if (val := tensor_val(node)) is not None else None
@@ -49,7 +50,7 @@ def store_sums(module: fx.GraphModule, inserter: Inserter, store: Store) -> None
             reads[node] = {node: own}
         else:
             reads[node] = _combined(node, reads)
-            if _gains(node, own, sum(reads[node].values())):
+            if _gains(node, own, sum(reads[node].values()), len(kernels[node])):
                 readers = list(node.users)
                 result = inserter.insert(store, [node], node.next, provenance=node)
                 for reader in readers:
@@ -68,7 +69,7 @@ def _is_in_memory(node: fx.Node) -> bool:
 
 def _is_elementwise(node: fx.Node) -> bool:
     return (
-        node.op == "call_function"
+        isinstance(node.target, torch._ops.OpOverload)
         and node.target is not aten.cat.default
         and recompute_ban(node) is None
     )
@@ -79,38 +80,38 @@ def _is_reduction(node: fx.Node) -> bool:
 
 
 def _combined(node: fx.Node, reads: Mapping[fx.Node, _Reads]) -> _Reads:
-    """What computing an elementwise value reads: of a value of which it takes a part, that part."""
+    """What computing an elementwise value reads: of a value of which it takes parts, those."""
     numel = _numel(node)
-    return {
-        stored: min(nbytes, numel * stored.meta["val"].dtype.itemsize)
-        for arg in node.all_input_nodes
-        for stored, nbytes in reads[arg].items()
-    }
+    combined: dict[fx.Node, int] = {}
+    for arg in node.all_input_nodes:
+        for stored, nbytes in reads[arg].items():
+            val = stored.meta["val"]
+            part = combined.get(stored, 0) + min(nbytes, numel * val.dtype.itemsize)
+            combined[stored] = min(part, tensor_nbytes(val) or 0)
+    return combined
 
 
-def _gains(node: fx.Node, own_nbytes: int, read_nbytes: int) -> bool:
+def _gains(node: fx.Node, own_nbytes: int, read_nbytes: int, count: int) -> bool:
     if read_nbytes <= own_nbytes or not node.meta["val"].dtype.is_floating_point:
         return False
     if [_numel(user) for user in node.users] == [_numel(node)]:  # that one has the same readers
         return False
-    count = len(_kernels(node))
     return 2 * count * read_nbytes >= 2 * read_nbytes + (2 * count + 1) * own_nbytes
 
 
-def _kernels(node: fx.Node) -> set[Any]:
+def _kernels(graph: fx.Graph) -> dict[fx.Node, frozenset[Any]]:
     """What stands for the kernels that read a value: sums over it, further sums, stored values."""
-    kernels: set[Any] = set()
-    seen, waiting = {node}, [node]
-    while waiting:
-        value = waiting.pop()
-        for user in value.users:
+    kernels: dict[fx.Node, frozenset[Any]] = {}
+    for node in reversed(graph.nodes):
+        found: set[Any] = set()
+        for user in node.users:
             if _is_reduction(user):  # those over equal shapes are one kernel
-                kernels.add(tuple(map(str, value.meta["val"].shape)))
+                found.add(tuple(map(str, node.meta["val"].shape)))
             elif _is_in_memory(user) or _is_sum(user):
-                kernels.add(user)
-            elif user not in seen:
-                seen.add(user)
-                waiting.append(user)
+                found.add(user)
+            else:
+                found |= kernels[user]
+        kernels[node] = frozenset(found)
     return kernels
 
 

@@ -3,7 +3,7 @@
 *store* has a value stored. The others are Python functions, called through the dispatcher: with
 their questions about layouts that takes the host about as long as the call of a convolution in one,
 and a GPU may wait for the host. So off the CPU the gradients of a convolution become calls of aten
-where no copy is to be made for them, and *wait* a kernel that Inductor generates and puts behind
+where ours would do nothing else, and *wait* a kernel that Inductor generates and puts behind
 what it waits for. On the CPU a call is short beside its work, and it ends the function that holds
 the loops before it, which is what *wait* is for. Checked on 2.11 and 2.13.
 """
@@ -16,7 +16,12 @@ from typing import Any
 import torch
 from torch import fx
 from torch._inductor import ir
-from torch._inductor.lowering import clone, fallback_handler, register_lowering
+from torch._inductor.lowering import (
+    add_needs_realized_inputs,
+    clone,
+    fallback_handler,
+    register_lowering,
+)
 from torch._inductor.virtualized import V
 
 from xconv_fx.ops.gradients import (
@@ -64,6 +69,14 @@ def _fallback(op: Any) -> Callable[..., Any]:
     return called
 
 
+def _register(op: Any, lowering: Callable[..., Any], *, is_call: bool) -> None:
+    register: Any = register_lowering
+    register(op, type_promotion_kind=None)(lowering)
+    if is_call:
+        realize_arguments: Any = add_needs_realized_inputs
+        realize_arguments(op)
+
+
 _call_convolution = _fallback(aten.convolution.default)
 _call_convolution_backward = _fallback(aten.convolution_backward.default)
 _call_input_grad = _fallback(conv_input_grad)
@@ -97,7 +110,9 @@ def _lower_wait(kept: Any, other: Any) -> Any:
     copied = clone(kept)
     copied.realize()
     # Laid out as what it is a copy of, and by default plainly.
-    copied.freeze_layout_with_stride_order(ir.get_stride_order(node.meta["val"].stride()))
+    strides = node.meta["val"].stride()
+    order = ir.get_stride_order(strides, V.graph.sizevars.shape_env)
+    copied.freeze_layout_with_stride_order(order)
     other.realize()
     V.graph.additional_star_deps[copied.get_operation_name()].add(other.get_name())
     return copied
@@ -108,10 +123,7 @@ def _lower_store(x: Any) -> Any:
     return x
 
 
-for _op, _lowering in (
-    (conv_input_grad, _lower_input_grad),
-    (conv_weight_grad, _lower_weight_grad),
-    (wait, _lower_wait),
-    (store, _lower_store),
-):
-    register_lowering(_op, type_promotion_kind=None)(_lowering)
+_register(conv_input_grad, _lower_input_grad, is_call=True)
+_register(conv_weight_grad, _lower_weight_grad, is_call=True)
+_register(wait, _lower_wait, is_call=True)
+_register(store, _lower_store, is_call=False)

@@ -300,14 +300,32 @@ def _compile_inner(
     on_backward_failure: Callable[[Exception], None] | None,
     **settings: Any,
 ) -> Any:
-    if not settings.get("is_backward") or on_backward_failure is None:
+    if not settings.get("is_backward"):
         return _fusion.compile_inner(module, example_inputs, **settings)
     as_it_is = copy_module(module)  # Inductor's passes change it
     try:
-        return _fusion.compile_inner(module, example_inputs, **settings)
+        return _without_autocast(_fusion.compile_inner(module, example_inputs, **settings))
     except InductorError as error:
+        if on_backward_failure is None:
+            raise
         on_backward_failure(error.inner_exception)
         return _interpret(as_it_is, example_inputs)
+
+
+def _without_autocast(compiled: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
+    """Keep autocast around a backward, where none was as it was compiled, from changing dtypes.
+
+    Its generated code calls ``aten.convolution``, which autocast casts; torch's own has
+    ``aten.convolution_backward`` in that place, which it does not (2.11 to 2.13).
+    """
+    disable_autocast: Any = torch._C._DisableAutocast
+
+    def run(args: list[Any]) -> Any:
+        with disable_autocast():
+            return compiled(args)
+
+    run._boxed_call = True  # type: ignore[attr-defined]
+    return run
 
 
 def _interpret(

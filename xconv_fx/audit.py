@@ -197,10 +197,11 @@ def withdraw_report() -> None:
     _reports.pop()
 
 
-def annotate_report(note: str) -> None:
-    """Add a note to the last report, if there is one."""
-    if _reports:
-        _reports[-1] = replace(_reports[-1], notes=(*_reports[-1].notes, note))
+def annotate_report(report: Report, note: str) -> None:
+    """Add a note to a report that was published, unless it was forgotten meanwhile."""
+    for i, known in enumerate(_reports):
+        if known is report:
+            _reports[i] = replace(report, notes=(*report.notes, note))
 
 
 def publish(report: Report) -> None:

@@ -91,16 +91,16 @@ def xconv(
         step,
         place,
     )
-    before = audit.last_report()
     try:
         compiled = _compile(module, example_inputs, partition_function)
-    except _torch.InductorError as error:  # of a graph that is not torch's own
+    except _torch.InductorError as error:
+        if not partition_function.is_sketched:  # the graph is torch's own
+            raise
         reason = f"the inner compiler failed: {error.inner_exception!r}"
         log.warning("compiling this graph exactly: %s", reason)
         log.debug("the inner compiler failed", exc_info=True)
-        if audit.last_report() is not before:
-            audit.withdraw_report()
-        exactly = dataclasses.replace(partition_function, exact_because=reason)
+        audit.withdraw_report()
+        exactly = dataclasses.replace(partition_function, exact_because=reason, reports=[])
         compiled = _compile(module, example_inputs, exactly)
     step.record_inference(place, call, module)
     return compiled
@@ -135,15 +135,9 @@ def _compile(
             partition_function.identity,
             tracing_decompositions(),
             partition_function.settings,
-            on_backward_failure=_note_interpreted,
+            on_backward_failure=partition_function.note_interpreted,
         )
     return cast(Callable[..., Any], compiled)
-
-
-def _note_interpreted(error: Exception) -> None:
-    note = f"the backward runs op by op, since the inner compiler failed on it: {error!r}"
-    log.warning("%s", note)
-    audit.annotate_report(note)
 
 
 @dataclass(frozen=True)
@@ -162,6 +156,19 @@ class _PartitionFunction:
     step: Step = dataclasses.field(default_factory=Step)
     place: Place = dataclasses.field(default_factory=Place)
     exact_because: str | None = None
+    reports: list[audit.Report] = dataclasses.field(default_factory=list)  # what was published
+
+    @property
+    def is_sketched(self) -> bool:
+        """Whether it partitioned a graph otherwise than torch would."""
+        return any(report.exact is None for report in self.reports)
+
+    def note_interpreted(self, error: Exception) -> None:
+        """Say in the report that the backward runs op by op, and because of which error."""
+        note = f"the backward runs op by op, since the inner compiler failed on it: {error!r}"
+        log.warning("%s", note)
+        for report in self.reports:
+            audit.annotate_report(report, note)
 
     @property
     def identity(self) -> str:
@@ -190,18 +197,18 @@ class _PartitionFunction:
             if self.exact_because is None:
                 split, report = self._sketched(joint, inputs, joint_inputs, kwargs, exactly)
             else:
-                split = exactly()
-                report = self._exact_report(split, joint, self.exact_because)
+                split, report = self._exact(joint, inputs, exactly, self.exact_because)
         except (BudgetError, passes.PlanMismatchError):
             raise
         except Exception as error:  # noqa: BLE001  training must not break because of us
             log.warning("compiling this graph exactly: %s: %s", type(error).__name__, error)
             log.debug("the passes failed", exc_info=True)
-            split = exactly()
-            report = self._exact_report(split, joint, f"{type(error).__name__}: {error}")
+            reason = f"{type(error).__name__}: {error}"
+            split, report = self._exact(joint, inputs, exactly, reason)
         self.step.record(
             StepGraph(self.place, inputs, report, limit_nbytes=self.options.budget_nbytes)
         )
+        self.reports.append(report)
         _announce(report)
         return split.forward, split.backward
 
@@ -215,13 +222,9 @@ class _PartitionFunction:
     ) -> tuple[Partition, audit.Report]:
         # Trying plans out predicts their memory; the report needs one of those again.
         predict = functools.cache(self._predict_memory)
-        step = self._step_budget(inputs, lambda outcome: predict(outcome.split))
         if not has_convolution(joint.graph):
-            split = exactly()
-            report = self._exact_report(split, joint, "no convolution in this graph")
-            if step is not None:
-                check_exact(step, StepGraph(self.place, inputs, report).memory, self.options.strict)
-            return split, report
+            return self._exact(joint, inputs, exactly, "no convolution in this graph")
+        step = self._step_budget(inputs, lambda outcome: predict(outcome.split))
         rules = rules_for(self.options, self.inner, joint)
         given, calibration = self.options.memory_budget, self.calibration
         planner = make_planner(
@@ -267,9 +270,21 @@ class _PartitionFunction:
             self.step.earlier(self.place, inputs),
         )
 
-    def _exact_report(self, split: Partition, joint: JointGraph, reason: str) -> audit.Report:
+    def _exact(
+        self,
+        joint: JointGraph,
+        inputs: GraphInputs,
+        exactly: Callable[[], Partition],
+        reason: str,
+    ) -> tuple[Partition, audit.Report]:
+        """Partition as torch does, under the budget in bytes if there is one."""
+        split = exactly()
         predict = functools.partial(self._describe_memory, split)
-        return audit.make_exact_report(split, joint.held_inputs(), reason, predict)
+        report = audit.make_exact_report(split, joint.held_inputs(), reason, predict)
+        step = self._step_budget(inputs, lambda outcome: self._predict_memory(outcome.split))
+        if step is not None:
+            check_exact(step, StepGraph(self.place, inputs, report).memory, self.options.strict)
+        return split, report
 
     def _describe_memory(
         self, split: Partition, known: MemoryEstimate | None = None
@@ -307,7 +322,12 @@ def rules_for(options: Options, inner: str, joint: JointGraph) -> passes.Rules:
     """Return the rules for a graph: they depend on how the inner compiler will lay it out."""
     prefers = inner == "inductor" and _torch.inductor_prefers_channels_last(joint.module)
     device_type = device_type_of(tensor_val(node) for node in joint.primals)
-    return make_rules(options, channels_last=prefers, device_type=device_type)
+    return make_rules(
+        options,
+        channels_last=prefers,
+        device_type=device_type,
+        merges_kernels=inner == "inductor",
+    )
 
 
 def device_type_of(inputs: Iterable[Any]) -> str:

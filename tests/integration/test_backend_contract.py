@@ -322,6 +322,44 @@ def test_a_forward_that_inductor_cannot_compile_is_compiled_exactly(fail_on, cap
     assert logged == [f"compiling this graph exactly: {reason}"]
 
 
+def test_a_budget_in_bytes_holds_for_a_graph_that_is_compiled_exactly_in_the_end(
+    fail_on, compile_xconv
+):
+    compiled = compile_xconv(make_net(), inner="inductor", memory_budget=1.0)
+    compiled(batch(64))
+    exact_nbytes = xconv_fx.step_report().predicted_peak_nbytes
+    torch.compiler.reset()
+    fail_on(torch.ops.aten.randint.low)
+    compiled = compile_xconv(make_net(), inner="inductor", memory_budget=exact_nbytes * 4 // 5)
+    with pytest.raises(RuntimeError, match="BudgetError: memory_budget"):
+        compiled(batch(64))
+
+
+def test_the_note_on_a_backward_goes_to_its_own_graph(fail_on, compile_xconv):
+    first, second = make_net(), make_net(5)
+    outputs = [compile_xconv(net, inner="inductor")(batch()) for net in (first, second)]
+    fail_on(torch.ops.xconv.conv_weight_grad.default)
+    outputs[0].sum().backward()  # compiled now, after the second forward
+
+    reports = xconv_fx.all_reports()[-2:]
+    noted = [any("op by op" in note for note in r.notes) for r in reports]
+    assert noted == [True, False]
+
+
+def test_a_graph_for_inference_that_inductor_cannot_compile_is_no_failure_of_ours(
+    fail_on, caplog, compile_xconv
+):
+    fail_on(torch.ops.aten.convolution.default)
+    compiled = compile_xconv(make_net(), inner="inductor")
+    with (
+        torch.no_grad(),
+        caplog.at_level(logging.WARNING, logger="xconv_fx"),
+        pytest.raises(RuntimeError, match="forced by the test"),
+    ):
+        compiled(batch())
+    assert not [r for r in caplog.records if r.name == "xconv_fx"]
+
+
 def test_a_backward_that_inductor_cannot_compile_runs_op_by_op(fail_on, caplog, compile_xconv):
     fail_on(torch.ops.xconv.conv_weight_grad.default)
     model, x = make_net(5), batch()

@@ -153,6 +153,20 @@ def test_autocast_keeps_sketches_and_the_gradient(dtype, compile_xconv):
     assert max(errors) < 0.1
 
 
+def test_autocast_around_the_backward_alone_changes_nothing(compile_xconv):
+    """It casts ``aten.convolution``, which the code of a backward calls here."""
+    net, x = norm_net().to(DEVICE), torch.randn(8, 3, 32, 32, device=DEVICE)
+    compiled = compile_xconv(net, inner="inductor", noise_price=30.0)
+    exact = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
+    loss = compiled(x).square().sum()
+    with torch.autocast(DEVICE, torch.float16):
+        got = torch.autograd.grad(loss, list(net.parameters()))
+
+    for g, e in zip(got, exact, strict=True):
+        assert g.dtype == torch.float32
+        assert float((g - e).norm()) < 0.02 * max(float(e.norm()) for e in exact)
+
+
 def test_a_batch_of_any_size_compiles_once(compile_xconv):
     net = norm_net().to(DEVICE)
     step = compile_xconv(net, inner="inductor", noise_price=30.0)

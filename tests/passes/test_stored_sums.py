@@ -66,7 +66,7 @@ def test_every_reader_reads_the_stored_value():
     [
         (lambda a, _, h: (torch.sin(a * 2.0) + 1.0, h), "one value, however much is computed"),
         (lambda a, b, h: (a + b.mean(0), h), "one of the two is small"),
-        (lambda a, _, h: (a[:8] + a[8:] * 2.0, h[:8]), "parts of one value, in all as large"),
+        (lambda a, _, h: (a[:8] * 2.0 + 1.0, h[:8]), "a part of a value twice as large"),
         (lambda a, b, h: ((a > 0).int() + (b > 0).int(), h), "integers are no gradients"),
     ],
 )
@@ -94,6 +94,22 @@ def test_no_value_is_stored_for_few_readers_or_twice(readers, why):
 
     _, found = stored(function, *values(3, 16, 8), *values(1, 8, 8))
     assert not found, why
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda a, _: a[:8] + a[8:] * 2.0,  # parts of one value
+        lambda a, b: (a.sort(0)[0] + b.sort(0)[0])[:8],  # results of calls with several
+    ],
+)
+def test_what_is_read_of_values_in_memory_counts(function):
+    def readers(a, b, w):
+        g = function(a, b)
+        return g.sum([0]), (g * 2.0) @ w, (g * 3.0) @ w
+
+    _, found = stored(readers, *values(2, 16, 8), *values(1, 8, 8))
+    assert len(found) == 1
 
 
 def test_symbolic_sizes_count_by_their_hints():

@@ -2,9 +2,9 @@
 
 ``conv_input_grad`` needs the weight only and ``conv_weight_grad`` the input only, so that a graph
 may keep a sketch of the input and still have the exact input gradient. Arguments are those of
-``aten.convolution`` with batched inputs. Neither is lowered: Inductor (2.13) lays the arguments of
-``aten.convolution_backward`` out like its guess of the result, and copied both channels-last
-arguments of a depthwise convolution, which then needs workspace besides.
+``aten.convolution`` with batched inputs. Neither is lowered to aten before Inductor, which (2.13)
+lays the arguments of ``aten.convolution_backward`` out like its guess of the result, and copied
+both channels-last arguments of a depthwise convolution, which then needs workspace besides.
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ def define(
     eager: Callable[..., Any],
     fake: Callable[..., Any],
     decomposition: Callable[..., Any] | None = None,
+    *,
+    layout: torch.Tag = torch.Tag.needs_fixed_stride_order,
 ) -> OpOverload:
     """Define and register one operator.
 
@@ -34,13 +36,14 @@ def define(
         eager: implementation on real tensors, for all devices.
         fake: implementation on fake tensors: shapes, dtypes and strides, with SymInt sizes.
         decomposition: traceable aten equivalent for lowering, if it has one.
+        layout: how an inner compiler may lay the arguments out. By default the stride order that
+            the fake implementation saw is the one the real one must see.
 
     Returns:
         The overload.
     """
     name = schema.partition("(")[0]
-    # The stride order that the fake implementation saw is the one the real one must see.
-    _LIBRARY.define(schema, tags=(torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag))
+    _LIBRARY.define(schema, tags=(layout, torch.Tag.pt2_compliant_tag))
     _LIBRARY.impl(name, without_autocast(eager), "CompositeExplicitAutograd")
     torch.library.register_fake(f"xconv::{name}", fake, lib=_LIBRARY)
     overload: OpOverload = getattr(torch.ops.xconv, name).default

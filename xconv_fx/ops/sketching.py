@@ -297,7 +297,7 @@ untile = define(
     functools.partial(tiles.untile, draw=draw_signs),
 )
 wait = define("wait(Tensor kept, Tensor other) -> Tensor", _wait, _wait)
-store = define("store(Tensor x) -> Tensor", _store, _store)
+store = define("store(Tensor x) -> Tensor", _store, _store, layout=torch.Tag.flexible_layout)
 sign_tile = define(
     "sign_tile(Tensor x, Tensor seed, int side, int[] kept, int[] dim_order) -> (Tensor, Tensor)",
     sign_tiles.sign_tile,

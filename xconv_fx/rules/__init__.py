@@ -68,13 +68,20 @@ LINEAR_USES: dict[Any, tuple[LinearUse, ...]] = {
 AUDITED = frozenset({torch.ops.xconv.conv_weight_grad.default})
 
 
-def make_rules(options: Options, *, channels_last: bool = False, device_type: str = "cpu") -> Rules:
+def make_rules(
+    options: Options,
+    *,
+    channels_last: bool = False,
+    device_type: str = "cpu",
+    merges_kernels: bool = False,
+) -> Rules:
     """Return the rules for these options.
 
     Args:
         options: the user's.
         channels_last: whether the inner compiler lays 4-D values out channels-last.
         device_type: of the graph, as in ``torch.device.type``.
+        merges_kernels: whether the inner compiler does, rather than store every value.
     """
     backward = torch.ops.aten.convolution_backward.default
     exposed = partial(convolution.expose_convolution_backward, channels_last=channels_last)
@@ -88,7 +95,7 @@ def make_rules(options: Options, *, channels_last: bool = False, device_type: st
         path_codecs=PATH_LADDER,
         expand_seeds=torch.ops.xconv.key_schedule.default,
         wait=convolution.WAIT,
-        store=torch.ops.xconv.store.default if options.inner == "inductor" else None,
+        store=torch.ops.xconv.store.default if merges_kernels else None,
         packing=packing,
         channels_last=channels_last,
         machine_balance=options.machine_balance or default_balance(device_type),
