@@ -50,25 +50,25 @@ def compile_inner(*args: Any, **kwargs: Any) -> Any:
         _compiling,  # what follows patches functions of all threads
         V.set_choices_handler(choices),
         direct_loads(),
-        numeric_tilings(),
+        integer_tilings(),
         compiler_config.patch(cache_key_tag=tag),
     ):
         return compile_fx_inner(*args, **kwargs)
 
 
 @contextlib.contextmanager
-def numeric_tilings() -> Iterator[None]:
-    """Let Triton's loops be tiled by numbers alone, until the end.
+def integer_tilings() -> Iterator[None]:
+    """Let Triton's loops be tiled by integers alone, until the end.
 
     Where Inductor solves for a tiling that makes an index consecutive, it takes any constant
-    expression for an int; a product that sympy does not evaluate ended compilation (2.11; the code
-    is the same in 2.13).
+    expression for an int; a product that sympy does not evaluate ended the compilation of a
+    DenseNet (2.11; the code is the same in 2.13).
     """
     base: Any = tiling_utils.solve_for_tiling
 
     def solve(expr: Any) -> Any:
         found = base(expr)
-        return found if getattr(found, "is_number", False) else None
+        return found if getattr(found, "is_Integer", False) else None
 
     with mock.patch.object(tiling_utils, "solve_for_tiling", solve):
         yield

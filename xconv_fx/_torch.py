@@ -303,8 +303,9 @@ def _compile_inner(
     if not settings.get("is_backward"):
         return _fusion.compile_inner(module, example_inputs, **settings)
     as_it_is = copy_module(module)  # Inductor's passes change it
+    compile_backward = _without_autocast(functools.partial(_fusion.compile_inner, **settings))
     try:
-        return _without_autocast(_fusion.compile_inner(module, example_inputs, **settings))
+        return _without_autocast(compile_backward(module, example_inputs))
     except InductorError as error:
         if on_backward_failure is None:
             raise
@@ -312,17 +313,18 @@ def _compile_inner(
         return _interpret(as_it_is, example_inputs)
 
 
-def _without_autocast(compiled: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
-    """Keep autocast around a backward, where none was as it was compiled, from changing dtypes.
+def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep autocast around a backward from changing dtypes, as it is compiled and as it runs.
 
     Its generated code calls ``aten.convolution``, which autocast casts; torch's own has
-    ``aten.convolution_backward`` in that place, which it does not (2.11 to 2.13).
+    ``aten.convolution_backward`` in that place, which it does not (2.11 to 2.13). A backward may be
+    compiled when it first runs.
     """
     disable_autocast: Any = torch._C._DisableAutocast
 
-    def run(args: list[Any]) -> Any:
+    def run(*args: Any) -> Any:
         with disable_autocast():
-            return compiled(args)
+            return function(*args)
 
     run._boxed_call = True  # type: ignore[attr-defined]
     return run

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 import passes
 import xconv_fx
-from xconv_fx import backend
+from xconv_fx import _fusion, backend
 from xconv_fx.errors import OptionError
 
 SIZE = (2, 3, 11, 13)
@@ -333,6 +333,33 @@ def test_a_budget_in_bytes_holds_for_a_graph_that_is_compiled_exactly_in_the_end
     compiled = compile_xconv(make_net(), inner="inductor", memory_budget=exact_nbytes * 4 // 5)
     with pytest.raises(RuntimeError, match="BudgetError: memory_budget"):
         compiled(batch(64))
+
+
+def test_autocast_around_the_backward_alone_is_off_as_it_is_compiled_and_runs(
+    monkeypatch, compile_xconv
+):
+    """What it would cast on a GPU, it leaves alone on a CPU: the state is what can be seen."""
+    states = []
+    compile_graph = _fusion.compile_inner
+
+    def compile_inner(module, example_inputs, **settings):
+        compiled = compile_graph(module, example_inputs, **settings)
+        if not settings.get("is_backward"):
+            return compiled
+        states.append(torch.is_autocast_enabled("cpu"))
+
+        def run(args):
+            states.append(torch.is_autocast_enabled("cpu"))
+            return compiled(args)
+
+        return run
+
+    monkeypatch.setattr(_fusion, "compile_inner", compile_inner)
+    output = compile_xconv(make_net(), inner="inductor")(batch())
+    with torch.autocast("cpu", torch.bfloat16):
+        output.sum().backward()
+        assert torch.is_autocast_enabled("cpu")
+    assert states == [False, False]
 
 
 def test_the_note_on_a_backward_goes_to_its_own_graph(fail_on, compile_xconv):

@@ -88,13 +88,21 @@ def test_decoders_of_one_packed_value_stay_apart_where_inductor_would_merge_them
     assert kernels(_fusion.compile_inner, decoded, PACKED, *scales) == [1, 1]
 
 
-def test_loops_are_tiled_by_numbers_alone(monkeypatch):
-    index, other = sympy.symbols("index other", integer=True)
-    # What Inductor takes for an int, as it asks whether it is constant: a number it is not.
+class Unevaluated(sympy.Function):
+    """A function of a number that sympy does not work out."""
+
+
+def test_loops_are_tiled_by_integers_alone(monkeypatch):
+    index = sympy.Symbol("index", integer=True)
+    unevaluated = 2 * Unevaluated(1)
+    assert unevaluated.is_number
+    with pytest.raises(TypeError):
+        int(unevaluated)
     monkeypatch.setattr(tiling_utils, "solve_for_tiling", lambda expr: expr)
-    with _fusion.numeric_tilings():
+    with _fusion.integer_tilings():
         assert tiling_utils.solve_for_tiling(sympy.Integer(8)) == 8
-        assert tiling_utils.solve_for_tiling(index * other) is None
+        assert tiling_utils.solve_for_tiling(unevaluated) is None
+        assert tiling_utils.solve_for_tiling(index) is None
         assert tiling_utils.solve_for_tiling(None) is None
     assert tiling_utils.solve_for_tiling(index) is index
 
