@@ -92,11 +92,12 @@ def _writing_little(base: Any) -> Any:
                 node2: another.
                 shared_data_score: bytes that both read or write.
             """
-            most = shared_data_score / _SHARE_WRITTEN
-            little, much = sorted((node1, node2), key=lambda n: _written_nbytes(scheduler, n))
-            if _written_nbytes(scheduler, little) > most:
-                return False
-            if _written_nbytes(scheduler, much) > most and not _is_only_returned(little):
+            writing_little = [
+                node
+                for node in (node1, node2)
+                if _written_nbytes(scheduler, node) * _SHARE_WRITTEN <= shared_data_score
+            ]
+            if len(writing_little) < 2 and not any(map(_is_only_returned, writing_little)):  # noqa: PLR2004
                 return False
             return bool(base.can_fuse_horizontal(scheduler, node1, node2, shared_data_score))
 
