@@ -97,7 +97,7 @@ def _writing_little(base: Any) -> Any:
                 for node in (node1, node2)
                 if _written_nbytes(scheduler, node) * _SHARE_WRITTEN <= shared_data_score
             ]
-            if len(writing_little) < 2 and not any(map(_is_only_returned, writing_little)):  # noqa: PLR2004
+            if len(writing_little) < 2 and not any(map(_is_only_returned, writing_little)):
                 return False
             return bool(base.can_fuse_horizontal(scheduler, node1, node2, shared_data_score))
 
