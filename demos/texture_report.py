@@ -17,7 +17,7 @@ from rich.table import Table
 from demos.devices import device_name
 from demos.training import Settings, WayResult
 
-_PACKAGES = ("torch", "xconv-fx", "networkx", "numpy", "scikit-image")
+_PACKAGES = ("torch", "xconv-fx", "networkx", "numpy", "scipy", "scikit-image")
 
 
 def results_table(results: list[WayResult], settings: Settings) -> Table:
