@@ -34,11 +34,41 @@ def expose(
     exposed = joint.with_module(decompose(joint.module, table, inner_table))
     exposed.graph.eliminate_dead_code()
     exposed.module.graph = _torch.merge_common_subexpressions(exposed.graph)
+    _flatten_concatenations(exposed.graph)
     form_slices_apart(exposed.graph, slices or {}, Inserter(inner_table))
     _torch.mark_checkpoint_boundaries(exposed.module)
     _hoist_forward_values(exposed)
     exposed.module.recompile()
     return exposed
+
+
+def _flatten_concatenations(graph: fx.Graph) -> None:
+    """Let a concatenation read the parts of those that it joins.
+
+    Each layer of a DenseNet joins one more part to all those before it. Where such a value is made
+    again in the backward it would otherwise take all the smaller ones, which then wait for their
+    own layers.
+    """
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.cat.default):
+        parts = node.args[0]
+        assert isinstance(parts, (list, tuple)), f"{node} concatenates {parts}"
+        flat = [p for part in parts for p in (part.args[0] if _joins_alike(part, node) else [part])]
+        if len(flat) > len(parts):
+            node.update_arg(0, flat)
+    graph.eliminate_dead_code()
+
+
+def _joins_alike(part: object, node: fx.Node) -> bool:
+    """Whether a part is itself a concatenation, along the same dim and in the same dtype.
+
+    A region that the user checkpoints keeps its own.
+    """
+    if not isinstance(part, fx.Node) or part.target is not node.target:
+        return False
+    ours, theirs = node.meta["val"], part.meta["val"]
+    dims = [int(n.args[1]) % ours.dim() if len(n.args) > 1 else 0 for n in (part, node)]  # type: ignore[arg-type]
+    checkpointed = any(n.meta.get("recompute") is not None for n in (part, node))
+    return dims[0] == dims[1] and ours.dtype == theirs.dtype and not checkpointed
 
 
 def _hoist_forward_values(joint: JointGraph) -> None:

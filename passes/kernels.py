@@ -69,7 +69,7 @@ def interpret(graph: fx.Graph, *, workspaces: Workspaces | None = None) -> Progr
         graph: a lowered forward or backward.
         workspaces: what ops that are not torch's need while they run.
     """
-    base = _base_values(graph)
+    base = base_values(graph)
     kernels = [
         Kernel(
             node.name,
@@ -89,8 +89,8 @@ def interpret(graph: fx.Graph, *, workspaces: Workspaces | None = None) -> Progr
     )
 
 
-def _base_values(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """Map each node to the value whose memory it lives in."""
+def base_values(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Map each node of a graph to the value whose memory it lives in."""
     base: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         source = node.args[0] if node.args and _is_alias(node) else None

@@ -20,13 +20,13 @@ backward runs, and the autograd engine hands its tangents over: they are freed o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx
 
 from passes import _torch
-from passes.joint import is_tangent, output_node, tensor_val
+from passes.joint import JointGraph, is_tangent, output_node, tensor_val
 from passes.kernels import Kernel, Program
 from passes.partition import Partition
 
@@ -105,25 +105,57 @@ def predict_memory(split: Partition, forward: Program, backward: Program) -> Mem
         The figures, in bytes.
     """
     kept = [forward.outputs[i] for i in _kept_positions(split)]
-    kept_values = {value for value in kept if _owns(forward, value)}
     held = {forward.outputs[i] for i in visible_outputs(split)}
     held = {value for value in held if _owns(forward, value)}
-    first = _walk(forward, (), set(forward.outputs))
-
     received, initial, held_names = _receive(backward, split, kept, forward, held)
-    gradients = set(received.outputs)
-    elsewhere = _total(forward, held - kept_values)
-    second = _walk(received, initial, gradients | held_names, elsewhere)
-    followed = _walk(received, initial, gradients)
+    return estimate_memory(
+        forward,
+        received,
+        kept=kept,
+        held=held,
+        initial=initial,
+        held_in_backward=held_names,
+    )
+
+
+def estimate_memory(
+    forward: Program,
+    backward: Program,
+    *,
+    kept: Sequence[str | None],
+    held: Collection[str | None],
+    initial: Iterable[str],
+    held_in_backward: Collection[str | None],
+) -> MemoryEstimate:
+    """Walk over both programs.
+
+    Args:
+        forward: its outputs are live when it has run.
+        backward: its outputs are the gradients.
+        kept: what the forward keeps for the backward, its own inputs included.
+        held: what the forward returns to the caller.
+        initial: what is live before the backward, by the backward's names.
+        held_in_backward: of these, what the caller may hold: tangents, and what it was returned.
+
+    Returns:
+        The figures, in bytes.
+    """
+    kept_values = {value for value in kept if _owns(forward, value)}
+    gradients = set(backward.outputs)
+    elsewhere = _total(forward, set(held) - kept_values)
+    initial = tuple(initial)
+    first = _walk(forward, (), set(forward.outputs))
+    second = _walk(backward, initial, gradients | set(held_in_backward), elsewhere)
+    followed = _walk(backward, initial, gradients)
     phase, best = max(("forward", first), ("backward", second), key=lambda pair: pair[1].nbytes)
     return MemoryEstimate(
         kept_nbytes=_total(forward, kept_values),
-        live_after_forward_nbytes=_total(forward, kept_values | held),
+        live_after_forward_nbytes=_total(forward, kept_values | set(held)),
         forward_peak_nbytes=first.nbytes,
         backward_peak_nbytes=second.nbytes,
         followed_peak_nbytes=followed.nbytes,
         peak=_describe(phase, best),
-        unknown=tuple(dict.fromkeys([*_unknown(forward), *_unknown(received)])),
+        unknown=tuple(dict.fromkeys([*_unknown(forward), *_unknown(backward)])),
         kept_inputs=tuple(
             LiveValue(value, forward.nbytes.get(value) or 0)
             for value in dict.fromkeys(kept)
@@ -235,12 +267,13 @@ def received_positions(split: Partition) -> list[tuple[int, int]]:
     return list(zip(given, _kept_positions(split), strict=True))
 
 
-def visible_outputs(split: Partition) -> list[int]:
+def visible_outputs(split: Partition | JointGraph) -> list[int]:
     """Return where among the forward's outputs those are that the caller sees.
 
     Left out are new values of mutated inputs.
     """
-    described = output_node(split.forward.graph).meta.get("desc")
+    graph = split.graph if isinstance(split, JointGraph) else split.forward.graph
+    described = output_node(graph).meta.get("desc")
     told = list(described) if isinstance(described, (list, tuple)) else []
     mutated = {i for i, description in enumerate(told) if _torch.is_input_mutation(description)}
     return [i for i in range(split.num_fwd_outputs) if i not in mutated]

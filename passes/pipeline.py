@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from passes import _torch
+from passes.collection import without_collection
 from passes.decompose import Traces
 from passes.estimate import CostTable, estimate_costs
 from passes.expose import expose
@@ -80,6 +81,7 @@ def run(
     tried: dict[tuple[Decision, ...], Outcome] = {}
     traces = Traces()
 
+    @without_collection()
     def carry_out(plan: Plan) -> Outcome:
         if plan.decisions not in tried:
             planned = _sketched(exposed, plan, rules, seed_offset, traces)
@@ -94,6 +96,7 @@ def run(
     return carry_out(planner(exposed, costs, carry_out))
 
 
+@without_collection()
 def expose_verified(joint: JointGraph, rules: Rules) -> JointGraph:
     """Return the exposed graph, which the costs and the plan speak of.
 
@@ -109,6 +112,7 @@ def expose_verified(joint: JointGraph, rules: Rules) -> JointGraph:
     return exposed
 
 
+@without_collection()
 def estimate(exposed: JointGraph, rules: Rules) -> CostTable:
     """Price an exposed graph, with what the user's checkpoint regions ask of it.
 

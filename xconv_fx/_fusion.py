@@ -14,13 +14,14 @@ import contextlib
 import copy
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 import torch
 from torch._inductor import tiling_utils
 from torch._inductor.compile_fx import compile_fx_inner
+from torch._inductor.graph import GraphLowering
 from torch._inductor.scheduler import BaseSchedulerNode, OutputNode, Scheduler
 from torch._inductor.virtualized import V
 
@@ -36,10 +37,18 @@ _compiling = threading.RLock()
 _CACHE_TAG = "xconv"
 
 
-def compile_inner(*args: Any, **kwargs: Any) -> Any:
+def compile_inner(
+    *args: Any, on_scheduled: Callable[[GraphLowering], None] | None = None, **kwargs: Any
+) -> Any:
     """Compile one graph as ``compile_fx_inner`` does, but merging fewer kernels, loading directly.
 
     All other choices are those of the heuristics in place, Inductor's or the user's.
+
+    Args:
+        args: of ``compile_fx_inner``.
+        on_scheduled: called with Inductor's graph once the order of its kernels is known, before
+            any code is generated; not where the code is found in Inductor's cache.
+        kwargs: of ``compile_fx_inner``.
     """
     choices = copy.copy(V.choices)
     base: Any = type(choices)
@@ -51,9 +60,24 @@ def compile_inner(*args: Any, **kwargs: Any) -> Any:
         V.set_choices_handler(choices),
         direct_loads(),
         integer_tilings(),
+        contextlib.nullcontext() if on_scheduled is None else _telling(on_scheduled),
         compiler_config.patch(cache_key_tag=tag),
     ):
         return compile_fx_inner(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _telling(on_scheduled: Callable[[GraphLowering], None]) -> Iterator[None]:
+    """Call a function with each graph whose scheduler is made, its own subgraphs left out."""
+    make_scheduler: Any = GraphLowering._update_scheduler
+
+    def tell(graph: GraphLowering) -> None:
+        make_scheduler(graph)
+        if type(graph) is GraphLowering:
+            on_scheduled(graph)
+
+    with mock.patch.object(GraphLowering, "_update_scheduler", tell):
+        yield
 
 
 @contextlib.contextmanager

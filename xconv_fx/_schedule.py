@@ -1,22 +1,24 @@
 """What Inductor would run for a graph, read from its own scheduler before any code is generated.
 
-Comes in: a forward or backward graph as the inner compiler gets it. Goes out: a
-:class:`passes.kernels.Program`. Inductor's passes, lowering and fusion run as in compilation and
-stop once the order of the kernels is known, so buffers, layouts and copies are its own; nothing is
-guessed but the workspace of extern kernels and which results take the memory of an argument. The
-one file that reads ``torch._inductor``'s scheduler; checked on 2.13.
+Comes in: a forward or backward graph as the inner compiler gets it, or Inductor's own graph while
+it is compiled. Goes out: its :class:`Schedule`. Where nothing is to be compiled, Inductor's passes,
+lowering and fusion run as in compilation and stop once the order of the kernels is known. So
+buffers, layouts and copies are its own; nothing is guessed but the workspace of extern kernels and
+which results take the memory of an argument. The one file that reads ``torch._inductor``'s
+scheduler; checked on 2.13.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import fx
 from torch._inductor import config, ir
 from torch._inductor.dependencies import MemoryDep, WeakDep
+from torch._inductor.graph import GraphLowering
 from torch._inductor.memory import estimate_peak_memory, get_freeable_input_buf
 from torch._inductor.scheduler import BaseSchedulerNode, OutputNode
 from torch._inductor.utils import BoxedBool
@@ -41,18 +43,28 @@ class _ScheduledError(Exception):
     """Ends a compilation whose schedule is known."""
 
 
-@dataclass
-class _Reader:
-    """Takes the place of Inductor's pass after fusion: reads the kernels and ends there."""
+@dataclass(frozen=True)
+class Schedule:
+    """What Inductor runs for one graph.
 
-    workspace_of: WorkspaceOf
-    program: Program | None = field(default=None)
-    output_strides: tuple[tuple[int, ...] | None, ...] = ()
+    Attributes:
+        program: the kernels, with buffers named as Inductor names them.
+        output_strides: of each output of the graph; None for what is no tensor.
+    """
 
-    def __call__(self, nodes: list[BaseSchedulerNode]) -> list[BaseSchedulerNode]:
-        self.program = _program(nodes, self.workspace_of)
-        self.output_strides = tuple(map(_output_stride, V.graph.graph_outputs))
-        raise _ScheduledError
+    program: Program
+    output_strides: tuple[tuple[int, ...] | None, ...]
+
+
+def schedule_of(graph: GraphLowering, workspace_of: WorkspaceOf) -> Schedule:
+    """Read the schedule of a graph that Inductor is about to generate code for.
+
+    Args:
+        graph: Inductor's, with a scheduler.
+        workspace_of: see :func:`read_schedule`.
+    """
+    program = _program(graph.scheduler.nodes, workspace_of)
+    return Schedule(program, tuple(map(_output_stride, graph.graph_outputs)))
 
 
 def read_schedule(
@@ -63,8 +75,8 @@ def read_schedule(
     visible_outputs: Sequence[int],
     workspace_of: WorkspaceOf,
     input_strides: Mapping[int, tuple[int, ...]] | None = None,
-) -> tuple[Program, tuple[tuple[int, ...] | None, ...]]:
-    """Return the kernels that Inductor would run for a graph.
+) -> Schedule:
+    """Return the schedule that Inductor would make for a graph.
 
     Takes about as long as compiling without generating and compiling code.
 
@@ -77,9 +89,6 @@ def read_schedule(
             that it needs while it runs.
         input_strides: by position, of inputs whose layout is not that of the graph: what a
             forward keeps is laid out as Inductor likes.
-
-    Returns:
-        The kernels, with buffers named as Inductor names them, and the outputs' strides.
     """
     copied = copy_module(module)
     output_node(copied.graph).meta["user_visible_output_idxs"] = list(visible_outputs)
@@ -90,17 +99,37 @@ def read_schedule(
             inputs[position] = torch.empty_strided(
                 val.shape, stride, dtype=val.dtype, device=val.device
             )
-    reader = _Reader(workspace_of)
+    found: list[Schedule] = []
+
+    def read(graph: GraphLowering) -> None:
+        found.append(schedule_of(graph, workspace_of))
+        raise _ScheduledError
+
     # A graph found in the cache would never be scheduled.
-    own = {"_post_fusion_custom_pass": reader, "fx_graph_cache": False}
-    with config.patch({**settings, **own}):
+    with config.patch({**settings, "fx_graph_cache": False}):
         try:
-            compile_inner(copied, inputs, cudagraphs=BoxedBool(False), is_backward=is_backward)
+            compile_inner(
+                copied,
+                inputs,
+                cudagraphs=BoxedBool(False),
+                is_backward=is_backward,
+                on_scheduled=read,
+            )
         except Exception:
-            if reader.program is None:
+            if not found:
                 raise
-    assert reader.program is not None, "Inductor compiled a graph without scheduling it"
-    return reader.program, reader.output_strides
+    assert found, "Inductor compiled a graph without scheduling it"
+    return found[0]
+
+
+def max_reads(settings: Mapping[str, Any]) -> int:
+    """Return of how many stored values one with several readers may be made and not be stored.
+
+    Args:
+        settings: of ``torch._inductor.config``.
+    """
+    name = "realize_reads_threshold"
+    return int(settings.get(name, getattr(config, name)))
 
 
 def _program(nodes: Sequence[BaseSchedulerNode], workspace_of: WorkspaceOf) -> Program:

@@ -139,6 +139,8 @@ def compile_with_inductor(
     patches: Mapping[str, Any],
     *,
     on_backward_failure: Callable[[Exception], None] | None = None,
+    on_scheduled: Callable[..., None] | None = None,
+    backward_at_once: bool = False,
     interpreted: bool = False,
 ) -> Any:
     """Compile with Inductor around our partition function.
@@ -148,7 +150,10 @@ def compile_with_inductor(
     the partitioned graphs run op by op in place of what Inductor would make of them (``compile_fx``
     takes another inner compiler, 2.11 to 2.13). So does a backward on which Inductor fails, after
     ``on_backward_failure`` was told: AOTAutograd keeps its error for a time when the forward has
-    run, and there is no other way left. An error in the forward is raised.
+    run, and there is no other way left. An error in the forward is raised. ``on_scheduled`` is
+    called with Inductor's graph, and whether it is a backward (``is_backward``), as
+    :func:`xconv_fx._fusion.compile_inner` says. A backward is compiled when it first runs, where
+    its sizes are static; ``backward_at_once`` has it compiled with the forward (2.11 to 2.13).
 
     Raises:
         InductorError: Inductor failed on the forward.
@@ -156,10 +161,15 @@ def compile_with_inductor(
     inner_compile: Any = (
         _interpret
         if interpreted
-        else functools.partial(_compile_inner, on_backward_failure=on_backward_failure)
+        else functools.partial(
+            _compile_inner, on_backward_failure=on_backward_failure, on_scheduled=on_scheduled
+        )
     )
     config = {**patches, "custom_partitioner_fn": Partitioner(partition_function, identity)}
-    with functorch_config.patch(enable_autograd_cache=False):
+    settings: dict[str, Any] = {"enable_autograd_cache": False}
+    if backward_at_once:
+        settings["force_non_lazy_backward_lowering"] = True
+    with functorch_config.patch(settings):
         return compile_fx(
             module,
             list(example_inputs),
@@ -298,9 +308,13 @@ def _compile_inner(
     example_inputs: Sequence[Any],
     *,
     on_backward_failure: Callable[[Exception], None] | None,
+    on_scheduled: Callable[..., None] | None,
     **settings: Any,
 ) -> Any:
-    if not settings.get("is_backward"):
+    is_backward = bool(settings.get("is_backward"))
+    if on_scheduled is not None:
+        settings["on_scheduled"] = functools.partial(on_scheduled, is_backward=is_backward)
+    if not is_backward:
         return _fusion.compile_inner(module, example_inputs, **settings)
     as_it_is = copy_module(module)  # Inductor's passes change it
     compile_backward = _without_autocast(functools.partial(_fusion.compile_inner, **settings))

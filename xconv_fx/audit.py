@@ -192,16 +192,13 @@ def clear_reports() -> None:
     _reports.clear()
 
 
-def withdraw_report() -> None:
-    """Forget the last report, of a graph that could not be compiled as it says."""
-    _reports.pop()
-
-
-def annotate_report(report: Report, note: str) -> None:
-    """Add a note to a report that was published, unless it was forgotten meanwhile."""
+def annotate_report(report: Report, note: str) -> Report:
+    """Return a report with one more note, and put it in the place of one that was published."""
+    noted = replace(report, notes=(*report.notes, note))
     for i, known in enumerate(_reports):
         if known is report:
-            _reports[i] = replace(report, notes=(*report.notes, note))
+            _reports[i] = noted
+    return noted
 
 
 def publish(report: Report) -> None:

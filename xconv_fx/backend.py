@@ -20,14 +20,15 @@ import torch
 from torch import fx
 
 import passes
-from passes import JointGraph, MemoryEstimate, Partition
+from passes import JointGraph, MemoryEstimate, Partition, Plan
+from passes.collection import without_collection
 from passes.joint import tensor_val
 from xconv_fx import _torch, audit
 from xconv_fx.budget import StepBudget, check_exact, dynamic_sizes, make_planner
 from xconv_fx.calibration import Calibration, resolve_calibration
 from xconv_fx.errors import BudgetError
 from xconv_fx.ledger import Ledger, Place, Step, StepGraph
-from xconv_fx.memory import predict_step_memory
+from xconv_fx.memory import Schedules, make_forecast, predict_step_memory
 from xconv_fx.memory_size import parse_budget
 from xconv_fx.options import Options, parse_options
 from xconv_fx.plans import Plans, resolve_plans
@@ -91,17 +92,13 @@ def xconv(
         step,
         place,
     )
-    try:
-        compiled = _compile(module, example_inputs, partition_function)
-    except _torch.InductorError as error:
-        if not partition_function.is_sketched:  # the graph is torch's own
-            raise
-        reason = f"the inner compiler failed: {error.inner_exception!r}"
-        log.warning("compiling this graph exactly: %s", reason)
-        log.debug("the inner compiler failed", exc_info=True)
-        audit.withdraw_report()
-        exactly = dataclasses.replace(partition_function, exact_because=reason, reports=[])
-        compiled = _compile(module, example_inputs, exactly)
+    compiled, used = _compile_or_exactly(module, example_inputs, partition_function)
+    for correct in (True, False):
+        if used.holds_budget():
+            break
+        again = used.corrected() if correct else used.restarted(forecasts=False)
+        compiled, used = _compile_or_exactly(module, example_inputs, again)
+    used.publish()
     step.record_inference(place, call, module)
     return compiled
 
@@ -120,6 +117,22 @@ def reset() -> None:
 xconv.reset = reset  # type: ignore[attr-defined]
 
 
+def _compile_or_exactly(
+    module: fx.GraphModule, example_inputs: Sequence[Any], partition_function: _PartitionFunction
+) -> tuple[Callable[..., Any], _PartitionFunction]:
+    """Compile, exactly if the inner compiler fails; return the partition function in use too."""
+    try:
+        return _compile(module, example_inputs, partition_function), partition_function
+    except _torch.InductorError as error:
+        if not partition_function.is_sketched:  # the graph is torch's own
+            raise
+        reason = f"the inner compiler failed: {error.inner_exception!r}"
+        log.warning("compiling this graph exactly: %s", reason)
+        log.debug("the inner compiler failed", exc_info=True)
+        exactly = partition_function.restarted(exact_because=reason)
+        return _compile(module, example_inputs, exactly), exactly
+
+
 def _compile(
     module: fx.GraphModule, example_inputs: Sequence[Any], partition_function: _PartitionFunction
 ) -> Callable[..., Any]:
@@ -136,15 +149,38 @@ def _compile(
             tracing_decompositions(),
             partition_function.settings,
             on_backward_failure=partition_function.note_interpreted,
+            on_scheduled=partition_function.schedules.keep,
+            backward_at_once=partition_function.plans_by_forecasts,
         )
     return cast(Callable[..., Any], compiled)
+
+
+@dataclass(frozen=True)
+class _ForecastBudget:
+    """A budget that a graph was planned for by a forecast, and what was forecast."""
+
+    step: StepBudget
+    forecast_nbytes: int
+
+    @classmethod
+    def of(cls, step: StepBudget, outcome: passes.Outcome) -> _ForecastBudget:
+        """Forecast once more what was planned."""
+        assert step.forecasts is not None, "only forecasts leave open what a plan takes"
+        return cls(step, step.part_nbytes(step.forecasts(outcome.exposed)(outcome.plan)))
+
+    def error_nbytes(self, memory: GraphMemory) -> int:
+        """By how much the graph takes more than was forecast."""
+        return self.step.part_nbytes(memory) - self.forecast_nbytes
 
 
 @dataclass(frozen=True)
 class _PartitionFunction:
     """The partition function handed to AOTAutograd: all passes, or the exact fallback.
 
-    The fallback alone if it is known beforehand why (``exact_because``).
+    The fallback alone if it is known beforehand why (``exact_because``). A budget in bytes is
+    planned by ``forecasts``, and held to what Inductor's schedules turn out to need once they are
+    made (:meth:`holds_budget`). Where that is more, a second attempt knows by how much; a third
+    makes the schedules of plans that it tries.
     """
 
     options: Options
@@ -156,19 +192,64 @@ class _PartitionFunction:
     step: Step = dataclasses.field(default_factory=Step)
     place: Place = dataclasses.field(default_factory=Place)
     exact_because: str | None = None
-    reports: list[audit.Report] = dataclasses.field(default_factory=list)  # what was published
+    forecasts: bool = True
+    forecast_error_nbytes: int = 0
+    graphs: list[StepGraph] = dataclasses.field(default_factory=list)  # what it partitioned
+    schedules: Schedules = dataclasses.field(default_factory=Schedules)
+    # Of each graph the budget that it was planned for by forecasts; None if it was not.
+    to_be_held: list[_ForecastBudget | None] = dataclasses.field(default_factory=list)
+
+    def restarted(self, **changes: Any) -> _PartitionFunction:
+        """Return the same for another attempt, which knows nothing of this one."""
+        fresh: dict[str, Any] = {"graphs": [], "schedules": Schedules(), "to_be_held": []}
+        return dataclasses.replace(self, **fresh, **changes)
+
+    def corrected(self) -> _PartitionFunction:
+        """Return the same for an attempt that knows by how much the forecast was too small."""
+        errors = [
+            budget.error_nbytes(graph.memory) if graph.is_predicted else None
+            for graph, budget in zip(self.graphs, self.to_be_held, strict=True)
+            if budget is not None
+        ]
+        known = [error for error in errors if error is not None]
+        if len(known) < len(errors):
+            return self.restarted(forecasts=False)
+        log.info("the forecast was too small by %d bytes: planning again", max(known))
+        return self.restarted(forecast_error_nbytes=max(known))
+
+    @property
+    def plans_by_forecasts(self) -> bool:
+        """Whether it is seen only after compilation if a budget in bytes is kept."""
+        is_searched = self.options.budget_nbytes is not None and self.plans is None
+        return self.forecasts and is_searched and self.inner == "inductor"
 
     @property
     def is_sketched(self) -> bool:
         """Whether it partitioned a graph otherwise than torch would."""
-        return any(report.exact is None for report in self.reports)
+        return any(graph.report is not None and graph.report.exact is None for graph in self.graphs)
+
+    def holds_budget(self) -> bool:
+        """Whether graphs that were planned by forecasts keep to the budget, once compiled."""
+        return all(
+            budget is None or (graph.is_predicted and budget.step.holds(graph.memory))
+            for graph, budget in zip(self.graphs, self.to_be_held, strict=True)
+        )
+
+    def publish(self) -> None:
+        """Enter the graphs in the step, and their reports in the audit."""
+        for graph in self.graphs:
+            self.step.record(graph)
+            assert graph.report is not None, "a partitioned graph has a report"
+            _announce(graph.report)
 
     def note_interpreted(self, error: Exception) -> None:
         """Say in the report that the backward runs op by op, and because of which error."""
         note = f"the backward runs op by op, since the inner compiler failed on it: {error!r}"
         log.warning("%s", note)
-        for report in self.reports:
-            audit.annotate_report(report, note)
+        for i, graph in enumerate(self.graphs):
+            assert graph.report is not None, "a partitioned graph has a report"
+            noted = audit.annotate_report(graph.report, note)
+            self.graphs[i] = dataclasses.replace(graph, report=noted)
 
     @property
     def identity(self) -> str:
@@ -193,11 +274,15 @@ class _PartitionFunction:
         joint = JointGraph(module, num_fwd_outputs, tuple(static_lifetime_input_indices or ()))
         inputs = inputs_of(joint, self.place.inputs)
         exactly = functools.partial(partition_exact, joint.copy(), kwargs)
+        budget = None
         try:
-            if self.exact_because is None:
-                split, report = self._sketched(joint, inputs, joint_inputs, kwargs, exactly)
-            else:
+            if self.exact_because is not None:
                 split, report = self._exact(joint, inputs, exactly, self.exact_because)
+            elif not has_convolution(joint.graph):
+                reason = "no convolution in this graph"
+                split, report = self._exact(joint, inputs, exactly, reason)
+            else:
+                split, report, budget = self._sketched(joint, inputs, joint_inputs, kwargs, exactly)
         except (BudgetError, passes.PlanMismatchError):
             raise
         except Exception as error:  # noqa: BLE001  training must not break because of us
@@ -205,11 +290,10 @@ class _PartitionFunction:
             log.debug("the passes failed", exc_info=True)
             reason = f"{type(error).__name__}: {error}"
             split, report = self._exact(joint, inputs, exactly, reason)
-        self.step.record(
+        self.graphs.append(
             StepGraph(self.place, inputs, report, limit_nbytes=self.options.budget_nbytes)
         )
-        self.reports.append(report)
-        _announce(report)
+        self.to_be_held.append(budget)
         return split.forward, split.backward
 
     def _sketched(
@@ -219,13 +303,30 @@ class _PartitionFunction:
         joint_inputs: Sequence[Any],
         kwargs: dict[str, Any],
         exactly: Callable[[], Partition],
-    ) -> tuple[Partition, audit.Report]:
+    ) -> tuple[Partition, audit.Report, _ForecastBudget | None]:
+        """Take the graph through the passes.
+
+        Returns:
+            The graphs, their report, and the budget if it is still to be seen whether they keep it.
+        """
         # Trying plans out predicts their memory; the report needs one of those again.
-        predict = functools.cache(self._predict_memory)
-        if not has_convolution(joint.graph):
-            return self._exact(joint, inputs, exactly, "no convolution in this graph")
-        step = self._step_budget(inputs, lambda outcome: predict(outcome.split))
+        predicted: dict[Partition, MemoryEstimate] = {}
+
+        def predict(outcome: passes.Outcome) -> MemoryEstimate:
+            if outcome.split not in predicted:
+                predicted[outcome.split] = self._predict_memory(outcome.split)
+            return predicted[outcome.split]
+
+        step = self._step_budget(inputs, predict)
         rules = rules_for(self.options, self.inner, joint)
+        if step is not None and self.plans_by_forecasts:
+            step = dataclasses.replace(
+                step,
+                forecasts=functools.cache(
+                    functools.partial(self._forecasts, inputs, rules.channels_last)
+                ),
+                forecast_error_nbytes=self.forecast_error_nbytes,
+            )
         given, calibration = self.options.memory_budget, self.calibration
         planner = make_planner(
             None if given is None else parse_budget(given),
@@ -245,7 +346,7 @@ class _PartitionFunction:
             adjust_costs=None if calibration is None else calibration.adjust,
             **kwargs,
         )
-        known = predict(outcome.split) if step is not None and self.plans is None else None
+        known = predicted.get(outcome.split)
         describe = functools.partial(self._describe_memory, outcome.split, known)
         remarks = unmatched_patterns(self.options.exact_patterns, outcome.exposed.graph)
         if calibration is not None:
@@ -253,7 +354,9 @@ class _PartitionFunction:
         if step is not None and (sizes := dynamic_sizes(joint)) is not None:
             remarks = [f"memory_budget was planned at {sizes}; a larger batch takes more", *remarks]
         report = audit.make_report(outcome, rules, exactly, describe, remarks=remarks)
-        return outcome.split, report
+        is_open = known is None and self.plans is None
+        budget = _ForecastBudget.of(step, outcome) if step is not None and is_open else None
+        return outcome.split, report, budget
 
     def _step_budget(
         self, inputs: GraphInputs, predict: Callable[[passes.Outcome], MemoryEstimate]
@@ -266,8 +369,8 @@ class _PartitionFunction:
             limit,
             self.step.room(self.place, inputs, self.options.memory_budget_graphs),
             lambda outcome: GraphMemory.of(inputs, predict(outcome)),
-            self.place.name,
-            self.step.earlier(self.place, inputs),
+            name=self.place.name,
+            earlier=self.step.earlier(self.place, inputs),
         )
 
     def _exact(
@@ -286,21 +389,33 @@ class _PartitionFunction:
             check_exact(step, StepGraph(self.place, inputs, report).memory, self.options.strict)
         return split, report
 
+    def _forecasts(
+        self, inputs: GraphInputs, channels_last: bool, joint: JointGraph
+    ) -> Callable[[Plan], GraphMemory]:
+        """Return what forecasts the memory that plans of an exposed graph add to a step."""
+        with _torch.without_guards(joint.graph):
+            forecast = make_forecast(joint, self.settings, channels_last=channels_last)
+        return lambda plan: GraphMemory.of(inputs, forecast.memory(plan))
+
     def _describe_memory(
         self, split: Partition, known: MemoryEstimate | None = None
     ) -> MemoryEstimate | None:
         """Predict for the report alone: a failure must not make the graph exact."""
         if known is not None:
             return known
+        # Where several graphs were partitioned nothing says whose schedules those are.
+        schedules = self.schedules if len(self.graphs) == 1 else None
         try:
-            return self._predict_memory(split)
+            return self._predict_memory(split, schedules)
         except Exception:  # noqa: BLE001  the graph is fine, only its description failed
             log.warning("the memory of this graph could not be predicted", exc_info=True)
             return None
 
-    def _predict_memory(self, split: Partition) -> MemoryEstimate:
+    def _predict_memory(
+        self, split: Partition, schedules: Schedules | None = None
+    ) -> MemoryEstimate:
         with _torch.without_guards(split.forward.graph):
-            return predict_step_memory(split, self.inner, self.settings)
+            return predict_step_memory(split, self.inner, self.settings, schedules)
 
 
 def _announce(report: audit.Report) -> None:
@@ -340,6 +455,7 @@ def device_type_of(inputs: Iterable[Any]) -> str:
     return next((found for found in types if found != "cpu"), "cpu")
 
 
+@without_collection()
 def partition_exact(joint: JointGraph, kwargs: dict[str, Any]) -> Partition:
     """Partition as torch would: its own decompositions for the ops we asked to have whole."""
     module = passes.decompose(

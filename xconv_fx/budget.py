@@ -21,6 +21,7 @@ import torch
 from torch import fx
 
 from passes import (
+    Action,
     BudgetedPlan,
     CostTable,
     JointGraph,
@@ -42,6 +43,9 @@ _NUM_HOLDERS = 5
 TIME_PRICE_OUT_OF_REACH = 1.0
 """What time counts where a budget is out of reach of plans that compute nothing costly again."""
 
+# A forecast is taken to be too small by up to this part of the limit.
+_FORECAST_MARGIN = 25
+
 
 @dataclass(frozen=True)
 class StepBudget:
@@ -51,6 +55,9 @@ class StepBudget:
         limit_nbytes: the budget.
         room: the rest of the step.
         memory_of: predicts what a plan of the graph adds to the step.
+        forecasts: of an exposed graph what forecasts the same before the plan is carried out; None
+            where plans are chosen by ``memory_of`` alone.
+        forecast_error_nbytes: by how much an earlier plan took more than was forecast.
         name: of the graph.
         earlier: what the graphs before it hold, each a text.
     """
@@ -58,8 +65,27 @@ class StepBudget:
     limit_nbytes: int
     room: StepRoom
     memory_of: Callable[[Outcome], GraphMemory]
+    forecasts: Callable[[JointGraph], Callable[[Plan], GraphMemory]] | None = None
+    forecast_error_nbytes: int = 0
     name: str = "graph"
     earlier: tuple[str, ...] = ()
+
+    @property
+    def part_limit_nbytes(self) -> int:
+        """The budget of the graph being planned, were those to come like it."""
+        return self.limit_nbytes // self.room.num_parts
+
+    def part_nbytes(self, memory: GraphMemory) -> int:
+        """What is held to :attr:`part_limit_nbytes`.
+
+        With n - 1 graphs to come that keep as much, each byte that this one keeps counts n times;
+        the search counts it once, so it is given an n-th of the peak and of the budget.
+        """
+        return -(-self.room.assumed_peak_nbytes(memory) // self.room.num_parts)
+
+    def holds(self, memory: GraphMemory) -> bool:
+        """Whether the step keeps to the budget with a graph of that memory."""
+        return self.part_nbytes(memory) <= self.part_limit_nbytes
 
 
 def make_planner(
@@ -97,7 +123,7 @@ def make_planner(
         else:
             _refuse_unknown(joint)
             assert step is not None, "a budget in bytes is one of a step"
-            found = _plan_in_step(step, costs, carry_out, time_price)
+            found = _plan_in_step(step, joint, costs, carry_out, time_price)
             asked = f"a predicted peak of {budget} bytes"
         if not found.fits:
             earlier = () if step is None else step.earlier
@@ -149,22 +175,20 @@ def _give_up(text: str, strict: bool) -> None:
 
 def _plan_in_step(
     step: StepBudget,
+    joint: JointGraph,
     costs: CostTable,
     carry_out: Callable[[Plan], Outcome],
     time_price: float | None,
 ) -> BudgetedPlan:
-    """Plan a graph within its part of a budget.
-
-    With n - 1 graphs to come that keep as much, each byte that this one keeps counts n times; the
-    search counts it once, so it is given an n-th of the peak and of the budget.
-    """
-    parts = step.room.num_parts
-
-    def part_nbytes(plan: Plan) -> int:
-        return -(-step.room.assumed_peak_nbytes(step.memory_of(carry_out(plan))) // parts)
-
+    """Plan a graph within its part of a budget."""
+    if step.forecasts is not None:
+        found = _plan_by_forecast(step, step.forecasts(joint), costs, time_price)
+        if found is not None:
+            return found
     search = functools.partial(
-        plan_within_peak, limit_nbytes=step.limit_nbytes // parts, measure=part_nbytes
+        plan_within_peak,
+        limit_nbytes=step.part_limit_nbytes,
+        measure=lambda plan: step.part_nbytes(step.memory_of(carry_out(plan))),
     )
     found = _search(search, costs, time_price)
     if found.fits:
@@ -172,6 +196,28 @@ def _plan_in_step(
     # With graphs to come like this one even the least does not fit; but they may be smaller.
     known = step.room.known_peak_nbytes(step.memory_of(carry_out(found.plan)))
     return BudgetedPlan(found.plan, known, step.limit_nbytes)
+
+
+def _plan_by_forecast(
+    step: StepBudget,
+    forecast: Callable[[Plan], GraphMemory],
+    costs: CostTable,
+    time_price: float | None,
+) -> BudgetedPlan | None:
+    """Plan a graph without carrying any plan out, or return None where that is not safe.
+
+    What is forecast is kept below the limit by as much as forecasts may be too small. A plan that
+    computes costly ops again is not forecast.
+    """
+    limit = step.part_limit_nbytes
+    found = plan_within(
+        costs if time_price is None else replace(costs, time_price=time_price),
+        limit - limit // _FORECAST_MARGIN,
+        lambda plan: step.part_nbytes(forecast(plan)) + step.forecast_error_nbytes,
+    )
+    costly = {v.node for v in costs.values if v.recompute_time is not None}
+    again = any(d.action is Action.RECOMPUTE and d.node in costly for d in found.plan.decisions)
+    return found if found.fits and not again else None
 
 
 def _kept_nbytes(plan: Plan) -> int:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import fx
 
-from passes.joint import tensor_nbytes
+from passes.forecast import Forecast
+from passes.joint import JointGraph, output_node, tensor_nbytes
 from passes.kernels import interpret
 from passes.liveness import (
     MemoryEstimate,
@@ -27,21 +30,65 @@ from passes.workspace import (
     weight_gradient_nbytes,
     workspace_nbytes,
 )
-from xconv_fx import ops  # noqa: F401  registers the ops named below
-from xconv_fx._schedule import read_schedule
+from xconv_fx import ops
+from xconv_fx._schedule import Schedule, max_reads, read_schedule, schedule_of
 from xconv_fx.ops.gradients import computing_format
 from xconv_fx.sketches.tiles import side_of_signs
 
+log = logging.getLogger("xconv_fx")
+
+
+@dataclass
+class Schedules:
+    """The schedules of a forward and its backward, kept while Inductor compiles them. Mutable.
+
+    Attributes:
+        forward: None until it is compiled, and where its code was found in Inductor's cache.
+        backward: the same.
+    """
+
+    forward: Schedule | None = None
+    backward: Schedule | None = None
+
+    def keep(self, graph: Any, *, is_backward: bool) -> None:
+        """Read the schedule of Inductor's graph; one that cannot be read is left out."""
+        try:
+            schedule = schedule_of(graph, _WORKSPACE_OF)
+        except Exception:  # noqa: BLE001  the graph compiles all the same
+            log.debug("the schedule of a graph could not be read", exc_info=True)
+            return
+        if is_backward:
+            self.backward = schedule
+        else:
+            self.forward = schedule
+
+    def fit(self, split: Partition) -> bool:
+        """Whether they have the inputs and outputs of these graphs."""
+        pairs = ((self.forward, split.forward), (self.backward, split.backward))
+        return all(
+            schedule is None
+            or (
+                len(schedule.program.inputs) == len(module.graph.find_nodes(op="placeholder"))
+                and len(schedule.program.outputs) == len(output_node(module.graph).args[0])  # type: ignore[arg-type]
+            )
+            for schedule, module in pairs
+        )
+
 
 def predict_step_memory(
-    split: Partition, inner: str, settings: Mapping[str, Any]
+    split: Partition,
+    inner: str,
+    settings: Mapping[str, Any],
+    schedules: Schedules | None = None,
 ) -> MemoryEstimate:
     """Predict the memory of a training step of one graph.
 
     Args:
         split: the graphs that go to the inner compiler.
-        inner: ``inductor``, which schedules both graphs for it, or ``aot_eager``.
+        inner: ``inductor`` or ``aot_eager``.
         settings: of Inductor.
+        schedules: those kept while Inductor compiled the graphs; it schedules them once more
+            where there is none.
 
     Returns:
         Bytes above what is allocated before the step.
@@ -52,18 +99,38 @@ def predict_step_memory(
             for module in (split.forward, split.backward)
         )
         return predict_memory(split, forward, backward)
-    workspace_of = partial(workspace_nbytes, others=WORKSPACES)
-    read = partial(read_schedule, settings=settings, workspace_of=workspace_of)
-    forward, strides = read(
+    read = partial(read_schedule, settings=settings, workspace_of=_WORKSPACE_OF)
+    known = schedules if schedules is not None and schedules.fit(split) else Schedules()
+    first = known.forward or read(
         split.forward, is_backward=False, visible_outputs=visible_outputs(split)
     )
-    received = {
-        given: stride
-        for given, kept in received_positions(split)
-        if (stride := strides[kept]) is not None
-    }
-    backward, _ = read(split.backward, is_backward=True, visible_outputs=(), input_strides=received)
-    return predict_memory(split, forward, backward)
+    if (second := known.backward) is None:
+        received = {
+            given: stride
+            for given, kept in received_positions(split)
+            if (stride := first.output_strides[kept]) is not None
+        }
+        second = read(split.backward, is_backward=True, visible_outputs=(), input_strides=received)
+    return predict_memory(split, first.program, second.program)
+
+
+def make_forecast(
+    joint: JointGraph, settings: Mapping[str, Any], *, channels_last: bool
+) -> Forecast:
+    """Prepare to forecast the memory of plans under Inductor.
+
+    Args:
+        joint: an exposed joint graph.
+        settings: of Inductor.
+        channels_last: whether Inductor lays 4-D values out channels-last.
+    """
+    return Forecast.of(
+        joint,
+        lowered=ops.DECOMPOSITIONS.keys(),
+        workspaces=WORKSPACES,
+        channels_last=channels_last,
+        max_reads=max_reads(settings),
+    )
 
 
 def _input_gradient_nbytes(node: fx.Node, laid_out: Layouts) -> int:
@@ -121,3 +188,5 @@ WORKSPACES: Workspaces = {
     torch.ops.xconv.conv_input_grad.default: _input_gradient_nbytes,
     torch.ops.xconv.conv_weight_grad.default: _weight_gradient_nbytes,
 }
+
+_WORKSPACE_OF = partial(workspace_nbytes, others=WORKSPACES)

@@ -1,6 +1,8 @@
 """Memory budgets through the whole compiled path."""
 
+import dataclasses
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from torch._dynamo import config as dynamo_config  # noqa: TID251
 import xconv_fx
 from benchmarks.measure import step_memory
 from benchmarks.memory_model import WithLoss
+from passes.forecast import Forecast
+from xconv_fx import backend, memory
 from xconv_fx.backend import xconv
 
 
@@ -181,3 +185,86 @@ def test_what_is_predicted_is_what_is_measured(options):
     assert predicted.live_after_forward_nbytes == measured.live_after_forward_nbytes
     # Scratchpads of oneDNN, of some kilobytes, are not modelled; the step takes 300 KB.
     assert 0.95 <= predicted.peak_nbytes / measured.peak_nbytes <= 1.05
+
+
+@pytest.fixture
+def attempts(monkeypatch):
+    """What was compiled, and how often Inductor made a schedule for a plan that was tried."""
+    seen = SimpleNamespace(compilations=0, schedules=0)
+    compile_once, read_once = backend._compile, memory.read_schedule
+
+    def compile_and_count(*args):
+        seen.compilations += 1
+        return compile_once(*args)
+
+    def read_and_count(*args, **kwargs):
+        seen.schedules += 1
+        return read_once(*args, **kwargs)
+
+    monkeypatch.setattr(backend, "_compile", compile_and_count)
+    monkeypatch.setattr(memory, "read_schedule", read_and_count)
+    return seen
+
+
+# Between the least that the net reaches under Inductor, 250 KB, and what it takes exactly, 420 KB.
+LIMIT = 350_000
+
+
+def peak_within(limit, **options):
+    """Train one step within a budget; return the measured peak and what is there all the time."""
+    net, step = compiled(limit, inner="inductor", **options)
+    x = data()
+
+    def forward():
+        return step(x).square().mean()
+
+    forward().backward()
+    net.zero_grad(set_to_none=True)
+    resident = sum(t.nbytes for t in [*net.parameters(), *net.buffers(), x])
+    return resident + step_memory(forward).peak_nbytes
+
+
+def test_a_budget_is_planned_by_a_forecast_and_seen_to_be_kept_when_it_is_compiled(attempts):
+    # Scratchpads of oneDNN, of some kilobytes, are not modelled.
+    assert peak_within(LIMIT) <= 1.05 * LIMIT
+    assert xconv_fx.step_report().predicted_peak_nbytes <= LIMIT
+    assert attempts.compilations == 1
+    assert attempts.schedules == 0
+
+
+def test_a_forecast_that_is_too_small_is_corrected_by_what_was_seen(attempts, monkeypatch):
+    forecast = Forecast.memory
+
+    def too_small(self, plan):
+        memory = forecast(self, plan)
+        nbytes = memory.backward_peak_nbytes // 2
+        return dataclasses.replace(memory, backward_peak_nbytes=nbytes, forward_peak_nbytes=0)
+
+    monkeypatch.setattr(Forecast, "memory", too_small)
+    assert peak_within(LIMIT) <= 1.05 * LIMIT
+    assert xconv_fx.step_report().predicted_peak_nbytes <= LIMIT
+    assert attempts.compilations in (2, 3)
+    (report,) = xconv_fx.all_reports()  # of what is in use alone
+    assert report.exact is None
+
+
+def test_where_no_forecast_helps_plans_are_tried(attempts, monkeypatch):
+    answers = iter([False, False, True])
+    monkeypatch.setattr(
+        backend._PartitionFunction, "holds_budget", lambda _self: next(answers, True)
+    )
+    assert peak_within(LIMIT) <= 1.05 * LIMIT
+    assert attempts.compilations == 3
+    assert attempts.schedules >= 2
+    assert len(xconv_fx.all_reports()) == 1
+
+
+def test_a_peak_that_cannot_be_predicted_is_searched_and_the_graph_is_exact(monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise RuntimeError("no such schedule")
+
+    monkeypatch.setattr(memory, "read_schedule", fail)
+    monkeypatch.setattr(memory, "schedule_of", fail)
+    peak_within("1GiB", strict=False)
+    report = xconv_fx.last_report()
+    assert report.exact == "RuntimeError: no such schedule"

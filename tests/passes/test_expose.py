@@ -1,8 +1,10 @@
 """Linear uses and masks made visible, with the numbers kept."""
 
+import pytest
 import torch
 from expecttest import assert_expected_inline
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import CheckpointPolicy
 
 from passes.expose import expose
 
@@ -143,3 +145,49 @@ def test_a_random_call_that_nobody_reads_stays_for_the_sake_of_the_stream(toy):
     b.call(aten.rand_like.default, x)
     exposed = expose(b.joint([x], []), {}, {})
     assert [n.name for n in exposed.graph.nodes] == ["primals_1", "rand_like", "output"]
+
+
+def concatenated(toy, *, dim=-1, dtype=torch.float32, recompute=None):
+    b = toy.Builder()
+    x, y = (b.input(f"primals_{i}", 2, 2) for i in (1, 2))
+    z = b.input("primals_3", 2, 4)
+    w = b.input("primals_4", 2, 4, dtype=dtype)
+    inner = b.call(aten.cat.default, [x, y], 1)
+    outer = b.call(aten.cat.default, [inner, z, b.call(aten.cat.default, [w])], dim)
+    if recompute is not None:
+        inner.meta["recompute"] = recompute
+    return b.joint([outer, b.call(aten.sin.default, inner)], [None] * 4)
+
+
+def parts_of_the_larger(toy, joint):
+    exposed = expose(joint, toy.rules().exposures, {})
+    outer, _ = exposed.outputs[:2]
+    return [part.name for part in outer.args[0]]
+
+
+def test_a_concatenation_reads_the_parts_of_those_it_joins_and_they_stay(toy):
+    joint = concatenated(toy)
+    with toy.untouched(joint.module):
+        exposed = expose(joint, toy.rules().exposures, {})
+    assert_expected_inline(
+        toy.text(exposed.graph),
+        """\
+%primals_1: f32[2,2]
+%primals_2: f32[2,2]
+%primals_3: f32[2,4]
+%primals_4: f32[2,4]
+%cat: f32[2,4] = aten.cat.default([%primals_1, %primals_2], 1)
+%cat_1: f32[2,4] = aten.cat.default([%primals_4])
+%cat_2: f32[2,12] = aten.cat.default([%primals_1, %primals_2, %primals_3, %cat_1], -1)
+%sin: f32[2,4] = aten.sin.default(%cat)
+return [%cat_2, %sin, None, None, None, None]""",
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"dim": 0}, {"dtype": torch.float64}, {"recompute": CheckpointPolicy.MUST_RECOMPUTE}],
+)
+def test_a_concatenation_is_kept_where_its_parts_would_give_another_value(toy, changes):
+    parts = parts_of_the_larger(toy, concatenated(toy, **changes))
+    assert "cat" in parts

@@ -29,7 +29,7 @@ def schedule(
     table = _torch.inductor_decompositions()
     module = make_fx(returning_a_tuple, decomposition_table=table, tracing_mode="fake")(*args)
     before = str(module.graph)
-    program, _ = read_schedule(
+    found = read_schedule(
         module,
         {**_torch.inductor_settings(), **(settings or {})},
         is_backward=False,
@@ -38,7 +38,7 @@ def schedule(
         input_strides=input_strides,
     )
     assert str(module.graph) == before
-    return program
+    return found.program
 
 
 def sizes(program, names):

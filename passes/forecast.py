@@ -1,0 +1,425 @@
+"""*forecast*: the memory of a step under a plan, before any graph of that plan is made.
+
+A plan's graphs, and what a compiler that merges kernels makes of them, take seconds to minutes to
+find out; a search tries dozens of plans. So this walks over the joint graph as it is, forward then
+backward, and knows three kinds of calls:
+
+    - what the compiler calls as it is (a convolution, a matrix product, an op of our own that is
+      not lowered) stores its results, and has its operands in memory as a whole;
+    - what it generates loops for and does not repeat (a reduction) stores its results;
+    - all others are computed wherever they are read, so that reading one is reading what it is
+      made of; unless it has several readers and is made of more stored values than Inductor would
+      read for each of them (``realize_reads_threshold``, 2.13).
+
+A kept value is in memory from its making to its last read; a stand-in that is read as a whole is
+one more value, for that read. On the CPU all loops between two calls are one function, whose values
+are in memory together, but that each may take the place of one that is read there for the last
+time. What is left out are choices of Inductor's scheduler: which loops it merges, in which order,
+and which of their values stay in registers. The schedule itself is right to some
+bytes (:mod:`passes.liveness`) and is what a budget is held to; this is what plans are searched by.
+
+Comes in: an exposed joint graph, then plans of it. Goes out: the
+:class:`passes.liveness.MemoryEstimate` of each.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+from torch import fx
+from torch.utils.flop_counter import flop_registry
+
+from passes.joint import JointGraph, is_tangent, tensor_nbytes, tensor_val
+from passes.kernels import Kernel, Program, base_values
+from passes.liveness import MemoryEstimate, estimate_memory, visible_outputs
+from passes.op_traits import recompute_ban
+from passes.plan import Action, Decision, Plan
+from passes.provenance import module_of
+from passes.workspace import Layouts, Workspaces, workspace_nbytes
+
+# A stand-in is read as codes, offsets and steps.
+_READS_OF_STAND_IN = 3
+_STAND_IN = ":stand-in"
+
+
+class _Kind(Enum):
+    EXTERN = "extern"
+    STORED = "stored"
+    INLINED = "inlined"
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call that makes values, with all that does not depend on the plan.
+
+    Attributes:
+        node: the call.
+        kind: how it is run.
+        results: the values it makes; several for a call that returns a tuple.
+        is_shared: whether several calls read them.
+        workspace_nbytes: what it needs while it runs.
+    """
+
+    node: fx.Node
+    kind: _Kind
+    results: tuple[fx.Node, ...]
+    is_shared: bool
+    workspace_nbytes: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Forecasts the memory of plans of one joint graph; made by :meth:`of`.
+
+    Attributes:
+        joint: the exposed graph.
+        base: for each node the value whose memory it lives in.
+        forward: the calls of the forward, in graph order.
+        backward: those of the backward.
+        max_reads: what is read in several places and made of more stored values is stored.
+    """
+
+    joint: JointGraph
+    base: Mapping[fx.Node, fx.Node]
+    forward: tuple[_Call, ...]
+    backward: tuple[_Call, ...]
+    max_reads: int = 4
+
+    @classmethod
+    def of(
+        cls,
+        joint: JointGraph,
+        *,
+        lowered: Container[object],
+        workspaces: Workspaces | None = None,
+        channels_last: bool = False,
+        max_reads: int = 4,
+    ) -> Forecast:
+        """Read off a graph what is the same under all plans.
+
+        Args:
+            joint: an exposed joint graph.
+            lowered: ops that are no torch ops and are lowered to some.
+            workspaces: what those that are not lowered need while they run.
+            channels_last: whether the compiler lays 4-D values out channels-last.
+            max_reads: Inductor's ``realize_reads_threshold``.
+        """
+        base = base_values(joint.graph)
+        in_backward = joint.backward_nodes()
+        calls = [
+            _read_call(node, lowered, workspaces, channels_last)
+            for node in joint.graph.nodes
+            if node.op == "call_function"
+            and node.target is not operator.getitem
+            and base[node] is node
+        ]
+        return cls(
+            joint,
+            base,
+            tuple(call for call in calls if call.node not in in_backward),
+            tuple(call for call in calls if call.node in in_backward),
+            max_reads,
+        )
+
+    def memory(self, plan: Plan) -> MemoryEstimate:
+        """Forecast the memory of a step under a plan.
+
+        Args:
+            plan: of the same graph. Costly calls that it computes again count as cheap ones.
+
+        Returns:
+            Bytes above what is allocated before the step.
+        """
+        decisions = {d.node: d for d in plan.decisions}
+        kept = {
+            node: decision
+            for node in self.base
+            if (decision := decisions.get(node.name)) is not None and decision.kept_nbytes
+        }
+        forward = self._forward_kernels(kept)
+        backward = self._backward_kernels(decisions)
+        primals = dict.fromkeys(self._primals)
+        tangents = [node.name for node in self._tangents]
+        kept_names = dict.fromkeys(self._kept_name(node, d) for node, d in kept.items())
+        held = [n.name for n in self._visible if n not in primals]
+        inputs = tuple(n.name for n in primals)
+        nbytes = {**self._nbytes, **self._kept_nbytes(kept)}
+        return estimate_memory(
+            Program(forward, nbytes, inputs, (*(n.name for n in self._returned), *kept_names)),
+            Program(backward, {**nbytes, **dict.fromkeys(inputs, 0)}, (), self._gradients),
+            kept=list(kept_names),
+            held=held,
+            initial=[*kept_names, *tangents],
+            held_in_backward=[*tangents, *held],
+        )
+
+    def _forward_kernels(self, kept: Mapping[fx.Node, Decision]) -> tuple[Kernel, ...]:
+        whole = self._read_whole(self.forward) | set(self._returned)
+        whole |= {self.base[node] for node, d in kept.items() if not _is_stand_in(d)}
+        encoded: dict[fx.Node, list[tuple[fx.Node, Decision]]] = {}
+        for node, decision in kept.items():
+            if _is_stand_in(decision):
+                encoded.setdefault(self.base[node], []).append((node, decision))
+        reads: dict[fx.Node, tuple[str, ...]] = {}
+        launches = _Launches({**self._nbytes, **self._kept_nbytes(kept)})
+
+        def encode(value: fx.Node) -> None:
+            for node, decision in encoded.get(value, ()):
+                launches.loops(node, [self._kept_name(node, decision)], reads[value])
+
+        for value in self._primals:
+            reads[value] = (value.name,)
+            encode(value)
+        for call in self.forward:
+            sources = [self.base[n] for n in call.node.all_input_nodes]
+            read = _union(reads.get(source, ()) for source in sources)
+            if self._is_stored(call, whole, len(read)):
+                launches.run(call, read)
+                reads.update((result, (result.name,)) for result in call.results)
+            else:
+                reads[call.node] = read
+            for result in call.results:
+                encode(result)
+        return tuple(launches.kernels)
+
+    def _backward_kernels(self, decisions: Mapping[str, Decision]) -> tuple[Kernel, ...]:
+        whole = self._read_whole(self.backward) | {n for n in self._outputs if n in self._made}
+        reads: dict[fx.Node, tuple[str, ...]] = {n: (n.name,) for n in self._tangents}
+        resolved: dict[fx.Node, tuple[str, ...]] = {}
+
+        def read_in_backward(node: fx.Node) -> tuple[str, ...]:
+            value = self.base[node]
+            if value in self._made or is_tangent(value):
+                return reads.get(value, ())
+            return self._resolve(node, decisions, resolved)
+
+        launches = _Launches(self._nbytes)
+        for call in self.backward:
+            sources = call.node.all_input_nodes
+            if call.kind is _Kind.EXTERN:
+                operands: list[str] = []
+                for node in sources:
+                    read = read_in_backward(node)
+                    if read and read != (self.base[node].name,):
+                        rebuilt = f"{node.name} for {call.node.name}"
+                        launches.loops(node, [rebuilt], read)
+                        read = (rebuilt,)
+                    operands.extend(read)
+                read = tuple(dict.fromkeys(operands))
+            else:
+                read = _union(map(read_in_backward, sources))
+            num_reads = sum(_READS_OF_STAND_IN if r.endswith(_STAND_IN) else 1 for r in read)
+            if self._is_stored(call, whole, num_reads):
+                launches.run(call, read)
+                reads.update((result, (result.name,)) for result in call.results)
+            else:
+                reads[call.node] = read
+        return tuple(launches.kernels)
+
+    def _is_stored(self, call: _Call, whole: Container[fx.Node], num_reads: int) -> bool:
+        if call.kind is not _Kind.INLINED or call.node in whole:
+            return True
+        return call.is_shared and num_reads > self.max_reads
+
+    def _resolve(
+        self,
+        node: fx.Node,
+        decisions: Mapping[str, Decision],
+        resolved: dict[fx.Node, tuple[str, ...]],
+    ) -> tuple[str, ...]:
+        """Which kept values the backward reads where it reads a value of the forward."""
+        stack = [node]
+        while stack:
+            current = stack[-1]
+            decision = decisions.get(current.name)
+            if current.op == "placeholder" or (decision is not None and decision.kept_nbytes):
+                name = current.name if decision is None else self._kept_name(current, decision)
+                resolved[current] = (name,)
+            else:
+                sources = self._sources(current, decision)
+                waiting = [source for source in sources if source not in resolved]
+                if waiting:
+                    stack.extend(waiting)
+                    continue
+                resolved[current] = _union(resolved[source] for source in sources)
+            stack.pop()
+        return resolved[node]
+
+    def _sources(self, node: fx.Node, decision: Decision | None) -> Sequence[fx.Node]:
+        derivation = None if decision is None else decision.derivation
+        if derivation is None:
+            return node.all_input_nodes
+        return [self._by_name[name] for name in (*derivation.exact, *derivation.linear)]
+
+    def _read_whole(self, calls: Iterable[_Call]) -> set[fx.Node]:
+        extern = (call.node for call in calls if call.kind is _Kind.EXTERN)
+        return {self.base[source] for node in extern for source in node.all_input_nodes}
+
+    def _kept_nbytes(self, kept: Mapping[fx.Node, Decision]) -> dict[str, int | None]:
+        return {self._kept_name(node, d): d.kept_nbytes for node, d in kept.items()}
+
+    def _kept_name(self, node: fx.Node, decision: Decision) -> str:
+        return f"{node.name}{_STAND_IN}" if _is_stand_in(decision) else self.base[node].name
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, fx.Node]:
+        return {node.name: node for node in self.base}
+
+    @functools.cached_property
+    def _nbytes(self) -> dict[str, int | None]:
+        vals = ((node, tensor_val(node)) for node in self.base)
+        sizes: dict[str, int | None] = {n.name: tensor_nbytes(v) for n, v in vals if v is not None}
+        for call in self.backward:
+            for source in call.node.all_input_nodes:
+                sizes[f"{source.name} for {call.node.name}"] = sizes.get(source.name, 0)
+        return sizes
+
+    @functools.cached_property
+    def _primals(self) -> list[fx.Node]:
+        return [n for n in self.joint.primals if tensor_val(n) is not None]
+
+    @functools.cached_property
+    def _tangents(self) -> list[fx.Node]:
+        inputs = self.joint.graph.find_nodes(op="placeholder")
+        return [n for n in inputs if is_tangent(n) and tensor_val(n) is not None]
+
+    @functools.cached_property
+    def _made(self) -> frozenset[fx.Node]:
+        return frozenset(result for call in self.backward for result in call.results)
+
+    @functools.cached_property
+    def _outputs(self) -> list[fx.Node]:
+        return [self.base[n] for n in self.joint.outputs if isinstance(n, fx.Node)]
+
+    @functools.cached_property
+    def _returned(self) -> list[fx.Node]:
+        outputs = self.joint.outputs[: self.joint.num_fwd_outputs]
+        return [self.base[n] for n in outputs if isinstance(n, fx.Node)]
+
+    @functools.cached_property
+    def _visible(self) -> list[fx.Node]:
+        outputs = [self.joint.outputs[i] for i in visible_outputs(self.joint)]
+        return [self.base[n] for n in outputs if isinstance(n, fx.Node)]
+
+    @functools.cached_property
+    def _gradients(self) -> tuple[str, ...]:
+        return tuple(self.base[n].name for n in self.joint.bwd_outputs())
+
+
+def _read_call(
+    node: fx.Node, lowered: Container[object], workspaces: Workspaces | None, channels_last: bool
+) -> _Call:
+    kind = _kind(node, lowered)
+    results: tuple[fx.Node, ...] = (node,)
+    if tensor_val(node) is None:
+        items = [user for user in node.users if user.target is operator.getitem]
+        results = tuple(item for item in items if tensor_val(item) is not None)
+    workspace = 0
+    if kind is _Kind.EXTERN:
+        laid_out = _channels_last(node) if channels_last else {}
+        workspace = workspace_nbytes(node, laid_out=laid_out, others=workspaces)
+    return _Call(node, kind, results, len(node.users) > 1, workspace)
+
+
+def _kind(node: fx.Node, lowered: Container[object]) -> _Kind:
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return _Kind.INLINED
+    ours = target.namespace not in ("aten", "prims")
+    if (ours and target not in lowered) or target.overloadpacket in flop_registry:
+        return _Kind.EXTERN
+    made = tensor_val(node)
+    if made is None:
+        return _Kind.STORED
+    if not ours and (recompute_ban(node) is None or target._schema.is_mutable):
+        return _Kind.INLINED
+    read = (tensor_nbytes(v) for n in node.all_input_nodes if (v := tensor_val(n)) is not None)
+    # A value an element, or one over several.
+    grows = (tensor_nbytes(made) or 0) >= max((size or 0 for size in read), default=0)
+    return _Kind.INLINED if grows else _Kind.STORED
+
+
+def _channels_last(node: fx.Node) -> Layouts:
+    """The 4-D operands of a call that the compiler lays out, which inputs are not."""
+    laid_out = {}
+    for source in node.all_input_nodes:
+        val = tensor_val(source)
+        if source.op != "placeholder" and val is not None and val.dim() == 4:
+            laid_out[source] = torch.empty_like(val, memory_format=torch.channels_last)
+    return laid_out
+
+
+def _is_stand_in(decision: Decision) -> bool:
+    return decision.action in (Action.PACK, Action.SKETCH)
+
+
+@dataclass
+class _Launches:
+    """The kernels of a graph as they come. Mutable.
+
+    Attributes:
+        nbytes: of each value.
+        kernels: so far.
+        is_open: whether loops join the last of them.
+        called: the results of calls that are run as they are.
+    """
+
+    nbytes: Mapping[str, int | None]
+    kernels: list[Kernel] = field(default_factory=list)
+    is_open: bool = False
+    called: set[str] = field(default_factory=set)
+
+    def run(self, call: _Call, reads: Sequence[str]) -> None:
+        """Add a call that stores its results."""
+        names = [result.name for result in call.results]
+        if call.kind is not _Kind.EXTERN:
+            self.loops(call.node, names, reads)
+            return
+        self._add(call.node, names, reads, workspace_nbytes=call.workspace_nbytes)
+        self.called.update(names)
+        self.is_open = False
+
+    def loops(self, node: fx.Node, outputs: Sequence[str], reads: Sequence[str]) -> None:
+        """Add generated loops; each of their results takes the memory of one that they read."""
+        reused: list[str] = []
+        if self.is_open:
+            last = self.kernels.pop()
+            outputs, reused = [*last.outputs, *outputs], [*last.reused]
+            reads = [name for name in _union([last.reads, reads]) if name not in outputs]
+        free = [name for name in reads if name in self.called and name not in reused]
+        for output in outputs[len(reused) :]:
+            alike = (name for name in free if self.nbytes[name] == self.nbytes[output])
+            if (name := next(alike, None)) is not None:
+                free.remove(name)
+                reused.append(name)
+        self._add(node, outputs, reads, reused=reused)
+        val = tensor_val(node)
+        self.is_open = val is not None and val.device.type == "cpu"
+
+    def _add(
+        self,
+        node: fx.Node,
+        outputs: Sequence[str],
+        reads: Sequence[str],
+        *,
+        workspace_nbytes: int = 0,
+        reused: Sequence[str] = (),
+    ) -> None:
+        kernel = Kernel(
+            node.name,
+            module_of(node),
+            tuple(outputs),
+            tuple(reads),
+            workspace_nbytes,
+            tuple(reused),
+        )
+        self.kernels.append(kernel)
+
+
+def _union(parts: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for part in parts for name in part))

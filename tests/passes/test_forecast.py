@@ -1,0 +1,128 @@
+"""The memory of a step before its graphs are made, on steps small enough to be counted by hand."""
+
+import math
+
+import pytest
+import torch
+
+import passes
+from passes.forecast import Forecast
+from passes.kernels import interpret
+from passes.plan import Action, Decision, Plan
+
+aten = torch.ops.aten
+
+# One value of the steps below: 2x4 floats.
+V = 32
+
+
+def keep(*names):
+    return Plan(tuple(Decision(name, Action.KEEP, None, V, V, 0.0) for name in names), math.inf)
+
+
+def sketch(toy, name, nbytes):
+    return Plan((Decision(name, Action.SKETCH, toy.Half(), V, nbytes, 0.1),), 0.0)
+
+
+def between_products(toy, *between, backward_calls=0):
+    """Forward: a product, calls on it, and a product. Backward: of the second factor alone.
+
+    Weights and batch are the caller's, so that only what the calls make counts.
+    """
+    b = toy.Builder()
+    x, w, grad = b.input("primals_1", 2, 4), b.input("primals_2", 4, 4), b.input("tangents_1", 2, 4)
+    value = b.call(aten.mm.default, x, w)
+    for target in between:
+        value = b.call(target, value)
+    y = b.call(aten.mm.default, value, w)
+    gradient = b.call(aten.mm.default, b.call(aten.t.default, value), grad)
+    for _ in range(backward_calls):
+        gradient = b.call(aten.neg.default, gradient)
+    return b.joint([y], [None, gradient], static=(1,))
+
+
+def forecast(joint, plan, **changes):
+    return Forecast.of(joint, lowered=(), **changes).memory(plan)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_a_chain_of_cheap_calls_is_one_value(toy, length):
+    joint = between_products(toy, *[aten.sin.default] * length)
+    name = f"sin_{length - 1}" if length > 1 else "sin"
+    memory = forecast(joint, keep(name))
+    # The first product and the end of the chain; the second product takes the place of the first.
+    assert memory.forward_peak_nbytes == 2 * V
+    assert memory.kept_nbytes == V
+    assert memory.live_after_forward_nbytes == 2 * V
+
+
+# Where the gradient is formed: the output, the tangent, the factor as a whole, and the gradient.
+GRADIENT_PEAK = 3 * V + 4 * 4 * 4
+
+
+def test_what_is_computed_again_is_stored_where_a_product_reads_it(toy):
+    joint = between_products(toy, aten.sin.default)
+    kept, again = forecast(joint, keep("sin")), forecast(joint, keep("mm"))
+    assert kept.backward_peak_nbytes == again.backward_peak_nbytes == GRADIENT_PEAK
+    assert "sin" in {value.name for value in kept.peak.largest}
+    assert "t for mm_2" in {value.name for value in again.peak.largest}
+    assert again.peak.phase == "backward"
+    assert again.peak.kernel == "mm_2"
+
+
+def test_a_stand_in_is_kept_in_place_of_the_value_which_is_made_for_its_reader(toy):
+    memory = forecast(between_products(toy, aten.sin.default), sketch(toy, "sin", 6))
+    assert memory.kept_nbytes == 6
+    assert memory.live_after_forward_nbytes == 6 + V
+    assert memory.backward_peak_nbytes == GRADIENT_PEAK
+
+
+def test_cheap_calls_on_a_gradient_cost_nothing(toy):
+    short, long = (between_products(toy, backward_calls=n) for n in (1, 4))
+    assert forecast(short, keep("mm")).peak_nbytes == forecast(long, keep("mm")).peak_nbytes
+
+
+def test_a_value_made_of_many_is_stored_once_for_its_readers(toy):
+    b = toy.Builder()
+    w = b.input("primals_1", 4, 4)
+    grads = [b.input(f"tangents_{i}", 2, 4) for i in range(1, 4)]
+    total = grads[0]
+    for grad in grads[1:]:
+        total = b.call(aten.add.Tensor, total, grad)
+    products = [
+        b.call(aten.sum.dim_IntList, b.call(f, total), [0]) for f in (aten.sin.default,) * 2
+    ]
+    joint = b.joint([w], [b.call(aten.add.Tensor, *products)], static=(0,))
+    inlined, stored = (forecast(joint, keep(), max_reads=n) for n in (3, 2))
+    assert stored.backward_peak_nbytes > inlined.backward_peak_nbytes
+
+
+def test_kept_bytes_are_those_of_the_graphs(toy):
+    def net(x, weight, scale):
+        return torch.relu((x @ weight) * scale)
+
+    joint = toy.capture(
+        net,
+        torch.randn(2, 3),
+        torch.randn(3, 4, requires_grad=True),
+        torch.randn(4, requires_grad=True),
+        static=(1, 2),
+    )
+    for price in (0.0, math.inf):
+        outcome = passes.run(joint, toy.rules(toy.Half()), passes.at_price(price), None)
+        programs = (interpret(m.graph) for m in (outcome.split.forward, outcome.split.backward))
+        predicted = passes.predict_memory(outcome.split, *programs)
+        memory = forecast(outcome.exposed, outcome.plan)
+        assert memory.kept_nbytes == predicted.kept_nbytes
+        assert memory.live_after_forward_nbytes == predicted.live_after_forward_nbytes
+        # Each call of an interpreter stores its result.
+        assert memory.peak_nbytes <= predicted.peak_nbytes
+
+
+def test_an_input_that_gets_a_gradient_is_told_apart_from_what_the_forward_makes(toy):
+    b = toy.Builder()
+    x, grad = b.input("primals_1", 2, 4), b.input("tangents_1", 2, 4)
+    joint = b.joint([b.call(aten.sin.default, x)], [b.call(aten.mul.Tensor, grad, x)])
+    memory = forecast(joint, keep("primals_1"))
+    assert memory.kept_nbytes == 0
+    assert [(value.name, value.nbytes) for value in memory.kept_inputs] == [("primals_1", V)]
