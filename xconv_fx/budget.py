@@ -43,8 +43,10 @@ _NUM_HOLDERS = 5
 TIME_PRICE_OUT_OF_REACH = 1.0
 """What time counts where a budget is out of reach of plans that compute nothing costly again."""
 
-# A forecast is taken to be too small by up to this part of the limit.
-_FORECAST_MARGIN = 25
+# A forecast is taken to be too small by up to this part of the limit: to compile a plan in vain
+# costs more than the bytes. Once it is known by how much it was, little is left to be unsure of.
+_FORECAST_MARGIN = 12
+_CORRECTED_MARGIN = 50
 
 
 @dataclass(frozen=True)
@@ -210,9 +212,10 @@ def _plan_by_forecast(
     computes costly ops again is not forecast.
     """
     limit = step.part_limit_nbytes
+    margin = _CORRECTED_MARGIN if step.forecast_error_nbytes else _FORECAST_MARGIN
     found = plan_within(
         costs if time_price is None else replace(costs, time_price=time_price),
-        limit - limit // _FORECAST_MARGIN,
+        limit - limit // margin,
         lambda plan: step.part_nbytes(forecast(plan)) + step.forecast_error_nbytes,
     )
     costly = {v.node for v in costs.values if v.recompute_time is not None}
