@@ -114,10 +114,12 @@ def weight_gradient_nbytes(
         return _cudnn_nbytes(grad, x, weight)
     if x.device.type != "cpu" or _is_native(x, weight, stride):
         return 0
+    # oneDNN's gradient has a scratchpad of three more weights beside its own format in 3-D, and
+    # where the kernel is larger than the image.
+    scratches = x.dim() == 5 or _is_smaller(x, weight)
     if _is_channels_last(x) or _is_channels_last(weight):
-        return _copied_nbytes(grad, x) + 3 * _nbytes(weight)
-    # In 3-D oneDNN's gradient has a scratchpad of three more weights beside its own format.
-    weights = _nbytes(weight) * (4 if x.dim() == 5 else 1)
+        return _copied_nbytes(grad, x) + (5 if scratches else 3) * _nbytes(weight)
+    weights = _nbytes(weight) * (4 if scratches else 1)
     filled = _filled_nbytes(weight, [0, 1]) - _nbytes(weight)
     # An image of three channels stays as it is.
     image = _torch.size_hint(x.shape[1]) == _IMAGE_CHANNELS
@@ -167,6 +169,13 @@ def _is_native(x: torch.Tensor, weight: torch.Tensor, stride: Sequence[int]) -> 
     batch = _torch.size_hint(x.shape[0])
     small = batch is not None and batch < _ONEDNN_BATCH and torch.get_num_threads() == 1
     return pointwise and small and x.dim() == 4 and all(s == 1 for s in stride)
+
+
+def _is_smaller(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether an image is smaller than the kernel in some direction."""
+    pairs = zip(x.shape[2:], weight.shape[2:], strict=True)
+    sides = [(_torch.size_hint(size), _torch.size_hint(kernel)) for size, kernel in pairs]
+    return any(size is not None and size < (kernel or 0) for size, kernel in sides)
 
 
 def _reordered_nbytes(x: torch.Tensor) -> int:

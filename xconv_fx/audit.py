@@ -113,7 +113,8 @@ class Report:
     def memory(self) -> MemoryEstimate | None:
         """Predicted memory of a step of this graph; None where it could not be predicted.
 
-        Lets Inductor schedule the graphs once more, on first use.
+        Read off the schedules that Inductor made when it compiled the graphs; where it did not,
+        it schedules them once more, on first use.
         """
         return self._predict_memory()
 
