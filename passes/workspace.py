@@ -114,12 +114,14 @@ def weight_gradient_nbytes(
         return _cudnn_nbytes(grad, x, weight)
     if x.device.type != "cpu" or _is_native(x, weight, stride):
         return 0
-    # oneDNN's gradient has a scratchpad of three more weights beside its own format in 3-D, and
-    # where the kernel is larger than the image.
-    scratches = x.dim() == 5 or _is_smaller(x, weight)
+    # Where the kernel is larger than the image oneDNN (3.12) multiplies matrices, and has room for
+    # four weights a thread.
+    scratch = 4 * torch.get_num_threads() * _nbytes(weight) if _is_smaller(x, weight) else 0
     if _is_channels_last(x) or _is_channels_last(weight):
-        return _copied_nbytes(grad, x) + (5 if scratches else 3) * _nbytes(weight)
-    weights = _nbytes(weight) * (4 if scratches else 1)
+        held = scratch + _nbytes(weight) if scratch else 3 * _nbytes(weight)
+        return _copied_nbytes(grad, x) + held
+    # In 3-D oneDNN's gradient has a scratchpad of three more weights beside its own format.
+    weights = scratch or _nbytes(weight) * (4 if x.dim() == 5 else 1)
     filled = _filled_nbytes(weight, [0, 1]) - _nbytes(weight)
     # An image of three channels stays as it is.
     image = _torch.size_hint(x.shape[1]) == _IMAGE_CHANNELS

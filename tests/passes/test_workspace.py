@@ -120,7 +120,7 @@ def test_a_weight_gradient_takes_more_where_the_kernel_is_larger_than_the_image(
     if channels_last and size > 1:  # an image of one element is both
         x, grad = (t.to(memory_format=torch.channels_last) for t in (x, grad))
     target, args = call_of("weight gradient", 2, x, weight, grad)
-    # Without the scratchpad two fifths and more would be missing.
+    # Without its scratchpad, four weights a thread, two fifths and more would be missing.
     assert workspace_nbytes(node_of(target, args)) == pytest.approx(
         measured_nbytes(target, args), rel=0.05
     )
