@@ -116,7 +116,8 @@ def weight_gradient_nbytes(
         return 0
     # Where the kernel is larger than the image oneDNN (3.12) multiplies matrices, and has room for
     # four weights a thread.
-    scratch = 4 * torch.get_num_threads() * _nbytes(weight) if _is_smaller(x, weight) else 0
+    smaller = _is_smaller(grad, x, weight)
+    scratch = 4 * torch.get_num_threads() * _nbytes(weight) if smaller else 0
     if _is_channels_last(x) or _is_channels_last(weight):
         held = scratch + _nbytes(weight) if scratch else 3 * _nbytes(weight)
         return _copied_nbytes(grad, x) + held
@@ -173,11 +174,13 @@ def _is_native(x: torch.Tensor, weight: torch.Tensor, stride: Sequence[int]) -> 
     return pointwise and small and x.dim() == 4 and all(s == 1 for s in stride)
 
 
-def _is_smaller(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether an image is smaller than the kernel in some direction."""
-    pairs = zip(x.shape[2:], weight.shape[2:], strict=True)
-    sides = [(_torch.size_hint(size), _torch.size_hint(kernel)) for size, kernel in pairs]
-    return any(size is not None and size < (kernel or 0) for size, kernel in sides)
+def _is_smaller(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether the image of a convolution, which a transposed one makes, is smaller than its kernel.
+
+    In one direction is enough.
+    """
+    hints = ([_torch.size_hint(s) or 0 for s in t.shape[2:]] for t in (grad, x, weight))
+    return any(max(made, read) < kernel for made, read, kernel in zip(*hints, strict=True))
 
 
 def _reordered_nbytes(x: torch.Tensor) -> int:
