@@ -65,6 +65,8 @@ def _joins_alike(part: object, node: fx.Node) -> bool:
     """
     if not isinstance(part, fx.Node) or part.target is not node.target:
         return False
+    if part.kwargs or node.kwargs:  # AOTAutograd gives the dim by position
+        return False
     ours, theirs = node.meta["val"], part.meta["val"]
     dims = [int(n.args[1]) % ours.dim() if len(n.args) > 1 else 0 for n in (part, node)]  # type: ignore[arg-type]
     checkpointed = any(n.meta.get("recompute") is not None for n in (part, node))
