@@ -329,7 +329,7 @@ def _read_call(
 def _kind(node: fx.Node, lowered: Container[object]) -> _Kind:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
-        return _Kind.INLINED
+        return _Kind.STORED if tensor_val(node) is None else _Kind.INLINED
     ours = target.namespace not in ("aten", "prims")
     if (ours and target not in lowered) or target.overloadpacket in flop_registry:
         return _Kind.EXTERN

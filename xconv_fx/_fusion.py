@@ -70,10 +70,12 @@ def compile_inner(
 def _telling(on_scheduled: Callable[[GraphLowering], None]) -> Iterator[None]:
     """Call a function with each graph whose scheduler is made, its own subgraphs left out."""
     make_scheduler: Any = GraphLowering._update_scheduler
+    thread = threading.get_ident()
 
     def tell(graph: GraphLowering) -> None:
         make_scheduler(graph)
-        if type(graph) is GraphLowering:
+        # Other threads may compile graphs of their own meanwhile.
+        if type(graph) is GraphLowering and threading.get_ident() == thread:
             on_scheduled(graph)
 
     with mock.patch.object(GraphLowering, "_update_scheduler", tell):

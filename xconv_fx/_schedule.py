@@ -10,6 +10,7 @@ scheduler; checked on 2.13.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -63,8 +64,10 @@ def schedule_of(graph: GraphLowering, workspace_of: WorkspaceOf) -> Schedule:
         graph: Inductor's, with a scheduler.
         workspace_of: see :func:`read_schedule`.
     """
-    program = _program(graph.scheduler.nodes, workspace_of)
-    return Schedule(program, tuple(map(_output_stride, graph.graph_outputs)))
+    shape_env = getattr(graph, "_shape_env", None)
+    with contextlib.nullcontext() if shape_env is None else shape_env.suppress_guards():
+        program = _program(graph.scheduler.nodes, workspace_of)
+        return Schedule(program, tuple(map(_output_stride, graph.graph_outputs)))
 
 
 def read_schedule(

@@ -18,7 +18,7 @@ from torch._decomp import get_decompositions
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._functorch import config as functorch_config
-from torch._guards import CompileContext
+from torch._guards import CompileContext, TracingContext
 from torch._inductor import (
     config as inductor_config,
 )
@@ -153,16 +153,20 @@ def compile_with_inductor(
     run, and there is no other way left. An error in the forward is raised. ``on_scheduled`` is
     called with Inductor's graph, and whether it is a backward (``is_backward``), as
     :func:`xconv_fx._fusion.compile_inner` says. A backward is compiled when it first runs, where
-    its sizes are static; ``backward_at_once`` has it compiled with the forward (2.11 to 2.13).
+    its sizes are static; ``backward_at_once`` has it compiled with the forward (2.11 to 2.13),
+    and raises an error in it too.
 
     Raises:
-        InductorError: Inductor failed on the forward.
+        InductorError: Inductor failed on the forward, or on a backward compiled with it.
     """
     inner_compile: Any = (
         _interpret
         if interpreted
         else functools.partial(
-            _compile_inner, on_backward_failure=on_backward_failure, on_scheduled=on_scheduled
+            _compile_inner,
+            on_backward_failure=None if backward_at_once else on_backward_failure,
+            on_scheduled=on_scheduled,
+            keeps_saved=backward_at_once,
         )
     )
     config = {**patches, "custom_partitioner_fn": Partitioner(partition_function, identity)}
@@ -309,9 +313,15 @@ def _compile_inner(
     *,
     on_backward_failure: Callable[[Exception], None] | None,
     on_scheduled: Callable[..., None] | None,
+    keeps_saved: bool,
     **settings: Any,
 ) -> Any:
     is_backward = bool(settings.get("is_backward"))
+    context = TracingContext.try_get()
+    if is_backward and keeps_saved and context is not None and context.fw_metadata is not None:
+        # A backward that may run twice (``retain_graph``) must not write over what was kept; when
+        # it first runs AOTAutograd sees whether this one may, and says so (2.11 to 2.13).
+        context.fw_metadata.bw_donated_idxs = []
     if on_scheduled is not None:
         settings["on_scheduled"] = functools.partial(on_scheduled, is_backward=is_backward)
     if not is_backward:

@@ -150,7 +150,7 @@ def _compile(
             partition_function.settings,
             on_backward_failure=partition_function.note_interpreted,
             on_scheduled=partition_function.schedules.keep,
-            backward_at_once=partition_function.plans_by_forecasts,
+            backward_at_once=partition_function.holds_bytes,
         )
     return cast(Callable[..., Any], compiled)
 
@@ -200,7 +200,7 @@ class _PartitionFunction:
     to_be_held: list[_ForecastBudget | None] = dataclasses.field(default_factory=list)
 
     def restarted(self, **changes: Any) -> _PartitionFunction:
-        """Return the same for another attempt, which knows nothing of this one."""
+        """Return the same for another attempt, which is told of this one by ``changes`` alone."""
         fresh: dict[str, Any] = {"graphs": [], "schedules": Schedules(), "to_be_held": []}
         return dataclasses.replace(self, **fresh, **changes)
 
@@ -218,10 +218,10 @@ class _PartitionFunction:
         return self.restarted(forecast_error_nbytes=max(known))
 
     @property
-    def plans_by_forecasts(self) -> bool:
-        """Whether it is seen only after compilation if a budget in bytes is kept."""
+    def holds_bytes(self) -> bool:
+        """Whether a plan is searched for a budget in bytes, and Inductor's schedules show it."""
         is_searched = self.options.budget_nbytes is not None and self.plans is None
-        return self.forecasts and is_searched and self.inner == "inductor"
+        return is_searched and self.inner == "inductor"
 
     @property
     def is_sketched(self) -> bool:
@@ -241,6 +241,7 @@ class _PartitionFunction:
             self.step.record(graph)
             assert graph.report is not None, "a partitioned graph has a report"
             _announce(graph.report)
+        self.to_be_held.clear()  # they hold the joint graphs
 
     def note_interpreted(self, error: Exception) -> None:
         """Say in the report that the backward runs op by op, and because of which error."""
@@ -319,7 +320,7 @@ class _PartitionFunction:
 
         step = self._step_budget(inputs, predict)
         rules = rules_for(self.options, self.inner, joint)
-        if step is not None and self.plans_by_forecasts:
+        if step is not None and self.forecasts and self.holds_bytes:
             step = dataclasses.replace(
                 step,
                 forecasts=functools.cache(

@@ -13,6 +13,7 @@ that the graph is compiled with; at other sizes a peak is what it is there, near
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -38,6 +39,8 @@ from passes.provenance import module_of
 from xconv_fx.errors import BudgetError
 from xconv_fx.sketches.randomness import SCHEDULE_LENGTH
 from xconv_fx.step_memory import GraphMemory, StepRoom
+
+log = logging.getLogger("xconv_fx")
 
 _NUM_HOLDERS = 5
 
@@ -185,7 +188,11 @@ def _plan_in_step(
 ) -> BudgetedPlan:
     """Plan a graph within its part of a budget."""
     if step.forecasts is not None:
-        found = _plan_by_forecast(step, step.forecasts(joint), costs, time_price)
+        try:
+            found = _plan_by_forecast(step, step.forecasts(joint), costs, time_price)
+        except Exception:  # noqa: BLE001  plans can be tried without it
+            log.warning("the memory of plans of this graph could not be forecast", exc_info=True)
+            found = None
         if found is not None:
             return found
     search = functools.partial(
@@ -210,7 +217,7 @@ def _plan_by_forecast(
     """Plan a graph without carrying any plan out, or return None where that is not safe.
 
     What is forecast is kept below the limit by as much as forecasts may be too small. A plan that
-    computes costly ops again is not forecast.
+    computes costly ops again is not taken: what those need is not forecast.
     """
     limit = step.part_limit_nbytes
     margin = _CORRECTED_MARGIN if step.forecast_error_nbytes else _FORECAST_MARGIN

@@ -268,3 +268,14 @@ def test_a_peak_that_cannot_be_predicted_is_searched_and_the_graph_is_exact(monk
     peak_within("1GiB", strict=False)
     report = xconv_fx.last_report()
     assert report.exact == "RuntimeError: no such schedule"
+
+
+def test_a_backward_within_a_budget_may_run_twice():
+    net, step = compiled(LIMIT, inner="inductor")
+    loss = step(data()).square().mean()
+    loss.backward(retain_graph=True)
+    once = [p.grad.clone() for p in net.parameters()]
+    loss.backward()
+    # The same sketches are read again: the sum is twice the first to the last bit.
+    for parameter, grad in zip(net.parameters(), once, strict=True):
+        assert torch.equal(parameter.grad, 2 * grad)
