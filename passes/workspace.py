@@ -1,8 +1,9 @@
 """Memory that a single call allocates and frees again while it runs.
 
 Comes in: a call with fake tensors. Goes out: bytes beyond its result. The factors of the CPU were
-read off the allocator's record on torch 2.13 (oneDNN, one thread, AVX-512), op by op; what depends on
-the number of threads says so; with AVX2 the weight gradient of a volume takes less. How channels fill up their blocks was read off with AVX2.
+read off the allocator's record on torch 2.13 (oneDNN, one thread, AVX-512), op by op; what depends
+on the number of threads says so. With AVX2 the weight gradient of a volume takes less. How channels
+fill up their blocks was read off with AVX2.
 
 On a CUDA device cuDNN picks its workspace at run time: its kernels for tensor cores work on
 channels-last copies of what is not so, and with these the peaks of whole steps of U-Nets come out
