@@ -88,7 +88,7 @@ class Forecast:
     base: Mapping[fx.Node, fx.Node]
     forward: tuple[_Call, ...]
     backward: tuple[_Call, ...]
-    max_reads: int = 4
+    max_reads: int
 
     @classmethod
     def of(
@@ -178,11 +178,7 @@ class Forecast:
         for call in self.forward:
             sources = [self.base[n] for n in call.node.all_input_nodes]
             read = _union(reads.get(source, ()) for source in sources)
-            if self._is_stored(call, whole, len(read)):
-                launches.run(call, read)
-                reads.update((result, (result.name,)) for result in call.results)
-            else:
-                reads[call.node] = read
+            self._settle(call, read, whole, launches, reads)
             for result in call.results:
                 encode(result)
         return tuple(launches.kernels)
@@ -213,18 +209,25 @@ class Forecast:
                 read = tuple(dict.fromkeys(operands))
             else:
                 read = _union(map(read_in_backward, sources))
-            num_reads = sum(_READS_OF_STAND_IN if r.endswith(_STAND_IN) else 1 for r in read)
-            if self._is_stored(call, whole, num_reads):
-                launches.run(call, read)
-                reads.update((result, (result.name,)) for result in call.results)
-            else:
-                reads[call.node] = read
+            self._settle(call, read, whole, launches, reads)
         return tuple(launches.kernels)
 
-    def _is_stored(self, call: _Call, whole: Container[fx.Node], num_reads: int) -> bool:
-        if call.kind is not _Kind.INLINED or call.node in whole:
-            return True
-        return call.is_shared and num_reads > self.max_reads
+    def _settle(
+        self,
+        call: _Call,
+        read: tuple[str, ...],
+        whole: Container[fx.Node],
+        launches: _Launches,
+        reads: dict[fx.Node, tuple[str, ...]],
+    ) -> None:
+        """Store the results of a call, or have those who read them read what it reads."""
+        num_reads = sum(_READS_OF_STAND_IN if r.endswith(_STAND_IN) else 1 for r in read)
+        is_wanted = call.node in whole or (call.is_shared and num_reads > self.max_reads)
+        if call.kind is not _Kind.INLINED or is_wanted:
+            launches.run(call, read)
+            reads.update((result, (result.name,)) for result in call.results)
+        else:
+            reads[call.node] = read
 
     def _resolve(
         self,

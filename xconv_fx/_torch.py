@@ -149,22 +149,24 @@ def compile_with_inductor(
     no report for the graph. Inductor's own cache of generated code stays on. If ``interpreted``,
     the partitioned graphs run op by op in place of what Inductor would make of them (``compile_fx``
     takes another inner compiler, 2.11 to 2.13). So does a backward on which Inductor fails, after
-    ``on_backward_failure`` was told: AOTAutograd keeps its error for a time when the forward has
-    run, and there is no other way left. An error in the forward is raised. ``on_scheduled`` is
-    called with Inductor's graph, and whether it is a backward (``is_backward``), as
-    :func:`xconv_fx._fusion.compile_inner` says. A backward is compiled when it first runs, where
-    its sizes are static; ``backward_at_once`` has it compiled with the forward (2.11 to 2.13),
-    and raises an error in it too.
+    ``on_backward_failure`` was told: where the backward is compiled when it first runs, the forward
+    has run, and there is no other way left. An error in the forward is raised, and so is one in the
+    backward if there is no such function.
+
+    ``on_scheduled`` is called with Inductor's graph, and whether it is a backward
+    (``is_backward``), as :func:`xconv_fx._fusion.compile_inner` says. A backward is compiled when
+    it first runs, where its sizes are static; ``backward_at_once`` has it compiled with the forward
+    (2.11 to 2.13).
 
     Raises:
-        InductorError: Inductor failed on the forward, or on a backward compiled with it.
+        InductorError: Inductor failed on the forward, or on a backward as said above.
     """
     inner_compile: Any = (
         _interpret
         if interpreted
         else functools.partial(
             _compile_inner,
-            on_backward_failure=None if backward_at_once else on_backward_failure,
+            on_backward_failure=on_backward_failure,
             on_scheduled=on_scheduled,
             keeps_saved=backward_at_once,
         )

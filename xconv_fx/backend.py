@@ -124,7 +124,7 @@ def _compile_or_exactly(
     try:
         return _compile(module, example_inputs, partition_function), partition_function
     except _torch.InductorError as error:
-        if not partition_function.is_sketched:  # the graph is torch's own
+        if not partition_function.can_be_exact:
             raise
         reason = f"the inner compiler failed: {error.inner_exception!r}"
         log.warning("compiling this graph exactly: %s", reason)
@@ -148,7 +148,9 @@ def _compile(
             partition_function.identity,
             tracing_decompositions(),
             partition_function.settings,
-            on_backward_failure=partition_function.note_interpreted,
+            on_backward_failure=None
+            if partition_function.holds_bytes and partition_function.exact_because is None
+            else partition_function.note_interpreted,
             on_scheduled=partition_function.schedules.keep,
             backward_at_once=partition_function.holds_bytes,
         )
@@ -227,6 +229,15 @@ class _PartitionFunction:
     def is_sketched(self) -> bool:
         """Whether it partitioned a graph otherwise than torch would."""
         return any(graph.report is not None and graph.report.exact is None for graph in self.graphs)
+
+    @property
+    def can_be_exact(self) -> bool:
+        """Whether compiling exactly may help where Inductor failed.
+
+        It does not on a forward that is torch's own. Within bytes a backward is not run op by op
+        before that, since its peak would not be the one that was seen.
+        """
+        return self.is_sketched or (bool(self.graphs) and self.holds_bytes)
 
     def holds_budget(self) -> bool:
         """Whether graphs that were planned by forecasts keep to the budget, once compiled."""

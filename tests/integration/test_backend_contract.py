@@ -406,6 +406,22 @@ def test_a_backward_that_inductor_cannot_compile_runs_op_by_op(fail_on, caplog, 
     assert logged == [note]
 
 
+@pytest.mark.parametrize("is_interpreted", [False, True])
+def test_within_bytes_a_backward_that_inductor_cannot_compile_makes_the_graph_exact(
+    is_interpreted, fail_on, compile_xconv
+):
+    fail_on(torch.ops.xconv.conv_weight_grad.default)
+    if is_interpreted:  # torch's own backward fails too
+        fail_on(torch.ops.aten.convolution_backward.default)
+    model, x = make_net(5), batch()
+    compiled = compile_xconv(model, inner="inductor", memory_budget="1GiB")
+    _, noise = gradient_noise(model, x, compiled)
+    assert max(noise.values()) < ROUNDING
+    report = xconv_fx.last_report()
+    assert report.exact == "the inner compiler failed: ZeroDivisionError('forced by the test')"
+    assert any("op by op" in note for note in report.notes) == is_interpreted
+
+
 @pytest.mark.parametrize(
     "options",
     [
