@@ -76,9 +76,10 @@ def tracing_over(mode: FakeTensorMode) -> Iterator[None]:
     """Trace under ``mode`` with autocast and autograd off.
 
     A partitioner may be called while the user's autocast is on; ops inserted by a pass must
-    run in exactly the dtypes they were written for (``torch._C._DisableAutocast``, 2.13).
+    run in exactly the dtypes they were written for (``torch._C._DisableAutocast``, 2.13). What is
+    traced writes no Python code unless it is called, see :func:`make_graph_module`.
     """
-    with mode, torch.no_grad(), torch._C._DisableAutocast():
+    with mode, torch.no_grad(), torch._C._DisableAutocast(), _use_lazy_graph_module(True):
         yield
 
 

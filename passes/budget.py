@@ -18,12 +18,14 @@ same table and limit give the same plan.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from passes.collection import without_collection
 from passes.estimate import CodecCost, CostTable, ValueCost
-from passes.plan import Action, Decision, Plan, make_plan, with_derived_noise
+from passes.plan import Action, Decision, Network, Plan, with_derived_noise
 from passes.rules import Codec
 
 # Lambda = 10**(k / 4): each step changes the price of noise by 1.8, the rungs of the ladder differ
@@ -95,9 +97,10 @@ def plan_within(
 
 def _solver(costs: CostTable) -> _PlanAt:
     """Return what makes the plan at a price, and remembers it: a cut takes its time."""
-    return functools.cache(functools.partial(make_plan, costs))
+    return functools.cache(Network.of(costs).plan)
 
 
+@without_collection()
 def _plan_within(
     costs: CostTable,
     limit_nbytes: int,
@@ -277,21 +280,19 @@ class _Choice:
 
     values: Mapping[str, ValueCost]
     decisions: dict[str, Decision]
+    moves_of: dict[str, list[_Move]]  # by value, of those that are sketched
 
     @classmethod
     def of(cls, costs: CostTable, plan: Plan) -> _Choice:
-        return cls({v.node: v for v in costs.values}, {d.node: d for d in plan.decisions})
+        choice = cls({v.node: v for v in costs.values}, {d.node: d for d in plan.decisions}, {})
+        for decision in plan.decisions:
+            if decision.action is Action.SKETCH:
+                choice._list_moves(decision)
+        return choice
 
     def moves(self) -> Iterator[_Move]:
         """All exchanges of one codec, in graph order."""
-        for name, decision in self.decisions.items():
-            if decision.action is not Action.SKETCH:
-                continue
-            value = self.values[name]
-            used = next(cost for cost in value.codecs if cost.codec == decision.codec)
-            for codec in value.codecs:
-                nbytes = codec.nbytes - decision.kept_nbytes
-                yield _Move(name, codec, nbytes, (used.harm - codec.harm) * value.nbytes)
+        return itertools.chain.from_iterable(self.moves_of.values())
 
     def make(self, move: _Move) -> None:
         codec = move.codec
@@ -301,9 +302,23 @@ class _Choice:
             kept_nbytes=codec.nbytes,
             noise=codec.noise,
         )
+        self._list_moves(self.decisions[move.node])
 
     def plan(self, like: Plan) -> Plan:
         return replace(like, decisions=with_derived_noise(self.decisions.values()))
+
+    def _list_moves(self, decision: Decision) -> None:
+        value = self.values[decision.node]
+        used = next(cost for cost in value.codecs if cost.codec == decision.codec)
+        self.moves_of[value.node] = [
+            _Move(
+                value.node,
+                codec,
+                codec.nbytes - decision.kept_nbytes,
+                (used.harm - codec.harm) * value.nbytes,
+            )
+            for codec in value.codecs
+        ]
 
 
 _Harms = Mapping[tuple[str, Action, Codec | None], float]

@@ -11,6 +11,7 @@ as extra forward outputs, which makes them claimed, and dropped from the forward
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from functorch.compile import min_cut_rematerialization_partition
 from torch import fx
 
 from passes import _torch
+from passes.decompose import DecompositionTable, decompose
 from passes.joint import JointGraph, output_node
 
 
@@ -71,9 +73,24 @@ def partition(joint: JointGraph, joint_inputs: Any, **kwargs: Any) -> Partition:
     return Partition(forward, backward, joint.num_fwd_outputs)
 
 
-def partition_exact(joint: JointGraph, joint_inputs: Any, **kwargs: Any) -> Partition:
-    """Split a joint graph as torch does by default: the counterfactual, and the fallback."""
-    work = joint.copy()
+def partition_exact(
+    joint: JointGraph,
+    joint_inputs: Any,
+    table: DecompositionTable = MappingProxyType({}),
+    inner_table: DecompositionTable = MappingProxyType({}),
+    **kwargs: Any,
+) -> Partition:
+    """Split a joint graph as torch does by default: the counterfactual, and the fallback.
+
+    Args:
+        joint: the graph as AOTAutograd traced it; left untouched.
+        joint_inputs: passed through to torch's partitioner.
+        table: ops that were traced whole, which torch would have had taken apart; see
+            :func:`passes.decompose.decompose`.
+        inner_table: see there.
+        kwargs: what the partitioner was called with, ``num_fwd_outputs`` left out.
+    """
+    work = joint.with_module(decompose(joint.module, table, inner_table))
     with _torch.partitioning(work.graph):
         forward, backward = min_cut_rematerialization_partition(
             work.module,

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -113,17 +113,49 @@ def make_plan(costs: CostTable, noise_price: float) -> Plan:
         ValueError: if ``noise_price`` is negative.
         passes.mincut.UnboundedCutError: if the constraints contradict each other.
     """
-    if noise_price < 0:
-        msg = f"noise_price: expected a number >= 0, got {noise_price}"
-        raise ValueError(msg)
-    chosen = [_cheapest(value, noise_price) for value in costs.values]
-    _, sink_side = min_cut(_network(costs, chosen, noise_price))
-    decisions = [
-        decision
-        for i, value in enumerate(costs.values)
-        if (decision := _read_decision(i, value, chosen[i], sink_side)) is not None
-    ]
-    return Plan(with_derived_noise(decisions), noise_price)
+    return Network.of(costs).plan(noise_price)
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network of a cost table, for any number of cuts.
+
+    Attributes:
+        costs: the table.
+        fixed: edges of the values whose edges are the same at all prices, most of them.
+        priced: indices of the other values.
+    """
+
+    costs: CostTable
+    fixed: list[Edge]
+    priced: list[int]
+
+    @classmethod
+    def of(cls, costs: CostTable) -> Network:
+        """Prepare the network of a table."""
+        writer = _EdgeWriter.of(costs, {}, math.inf)
+        priced = [i for i, value in enumerate(costs.values) if writer.has_price(value)]
+        others = sorted(set(range(len(costs.values))).difference(priced))
+        return cls(costs, [edge for i in others for edge in writer.edges(i)], priced)
+
+    def plan(self, noise_price: float) -> Plan:
+        """Solve the cut and read the decisions off it, see :func:`make_plan`."""
+        if noise_price < 0:
+            msg = f"noise_price: expected a number >= 0, got {noise_price}"
+            raise ValueError(msg)
+        values = self.costs.values
+        chosen = {
+            i: codec
+            for i in self.priced
+            if (codec := _cheapest(values[i], noise_price)) is not None
+        }
+        writer = _EdgeWriter.of(self.costs, chosen, noise_price)
+        edges = [edge for i in self.priced for edge in writer.edges(i)]
+        _, sink_side = min_cut([*self.fixed, *edges])
+        needed = sorted({vertex // _VERTICES for vertex in sink_side})
+        read = (_read_decision(i, values[i], chosen.get(i), sink_side) for i in needed)
+        decisions = [decision for decision in read if decision is not None]
+        return Plan(with_derived_noise(decisions), noise_price)
 
 
 def with_derived_noise(decisions: Iterable[Decision]) -> tuple[Decision, ...]:
@@ -156,49 +188,70 @@ def _cheapest(value: ValueCost, noise_price: float) -> CodecCost | None:
     return best if price < value.keep_nbytes else None
 
 
-def _network(costs: CostTable, chosen: list[CodecCost | None], noise_price: float) -> list[Edge]:
-    index = {value.node: i for i, value in enumerate(costs.values)}
-    edges: list[Edge] = []
-    for i, value in enumerate(costs.values):
+@dataclass(frozen=True)
+class _EdgeWriter:
+    """Writes the edges of values at a price, with the codecs chosen there by index."""
+
+    costs: CostTable
+    index: dict[str, int]
+    chosen: Mapping[int, CodecCost]
+    noise_price: float
+
+    @classmethod
+    def of(
+        cls, costs: CostTable, chosen: Mapping[int, CodecCost], noise_price: float
+    ) -> _EdgeWriter:
+        return cls(costs, {v.node: i for i, v in enumerate(costs.values)}, chosen, noise_price)
+
+    def has_price(self, value: ValueCost) -> bool:
+        """Whether the edges of a value may change with the price."""
+        sources = () if value.derivation is None else value.derivation.linear
+        return (
+            bool(value.codecs)
+            or (value.recompute_cost is None and value.recompute_time is not None)
+            or any(self.costs.values[self.index[name]].codecs for name in sources)
+        )
+
+    def edges(self, i: int) -> Iterator[Edge]:
+        value, index = self.costs.values[i], self.index
         into, raw, linear, derived = (_VERTICES * i + part for part in range(_VERTICES))
-        codec = chosen[i]
-        edges.append(Edge(SOURCE, into, _recompute_price(costs, value, noise_price)))
+        yield Edge(SOURCE, into, _recompute_price(self.costs, value, self.noise_price))
         if value.must_recompute:
-            edges.append(Edge(into, SINK, None))
-        if not _has_stand_in(value, codec):
-            edges.append(Edge(into, raw, value.keep_nbytes))
+            yield Edge(into, SINK, None)
+        if not self.has_stand_in(i):
+            yield Edge(into, raw, value.keep_nbytes)
             uses_raw = bool(value.raw_users or value.linear_users)
         else:
             assert value.keep_nbytes is not None, f"{value.node} has a stand-in but no size"
             price = value.keep_nbytes
-            if codec is not None:
-                price = sketch_price(codec, value.nbytes, noise_price)
+            if (codec := self.chosen.get(i)) is not None:
+                price = sketch_price(codec, value.nbytes, self.noise_price)
             if value.derivation is None:
-                edges.append(Edge(into, raw, value.keep_nbytes - price))
-                edges.append(Edge(into, linear, price))
-                edges.append(Edge(linear, raw, None))
+                yield Edge(into, raw, value.keep_nbytes - price)
+                yield Edge(into, linear, price)
+                yield Edge(linear, raw, None)
             else:
-                edges.append(Edge(into, raw, value.keep_nbytes))
-                edges.append(Edge(derived, linear, price))
+                yield Edge(into, raw, value.keep_nbytes)
+                yield Edge(derived, linear, price)
             uses_raw = bool(value.raw_users)
             if value.linear_users:
-                edges.append(Edge(linear, SINK, None))
+                yield Edge(linear, SINK, None)
         if value.derivation is not None:
-            charge = value.recompute_cost if value.linear_users else 0
-            edges.append(Edge(SOURCE, derived, charge))
+            yield Edge(SOURCE, derived, value.recompute_cost if value.linear_users else 0)
             for name in value.derivation.linear:
-                source = index[name]
-                has_stand_in = _has_stand_in(costs.values[source], chosen[source])
-                part = _LINEAR if has_stand_in else _RAW
-                edges.append(Edge(_VERTICES * source + part, derived, None))
-            edges.extend(
-                Edge(_VERTICES * index[name] + _RAW, derived, None)
-                for name in value.derivation.exact
-            )
+                part = _LINEAR if self.has_stand_in(index[name]) else _RAW
+                yield Edge(_VERTICES * index[name] + part, derived, None)
+            for name in value.derivation.exact:
+                yield Edge(_VERTICES * index[name] + _RAW, derived, None)
         if uses_raw:
-            edges.append(Edge(raw, SINK, None))
-        edges.extend(Edge(_VERTICES * index[name] + _RAW, into, None) for name in value.inputs)
-    return edges
+            yield Edge(raw, SINK, None)
+        for name in value.inputs:
+            yield Edge(_VERTICES * index[name] + _RAW, into, None)
+
+    def has_stand_in(self, i: int) -> bool:
+        value = self.costs.values[i]
+        has_one = i in self.chosen or value.derivation is not None
+        return value.keep_nbytes is not None and has_one
 
 
 def _recompute_price(costs: CostTable, value: ValueCost, noise_price: float) -> int | None:
@@ -209,10 +262,6 @@ def _recompute_price(costs: CostTable, value: ValueCost, noise_price: float) -> 
         return None
     price = noise_price * costs.time_harm(value)
     return round(price) if math.isfinite(price) else None
-
-
-def _has_stand_in(value: ValueCost, codec: CodecCost | None) -> bool:
-    return value.keep_nbytes is not None and (codec is not None or value.derivation is not None)
 
 
 def _read_decision(

@@ -40,13 +40,14 @@ def store_sums(module: fx.GraphModule, inserter: Inserter, store: Store) -> None
         inserter: of calls.
         store: the identity, an op that the inner compiler takes for an order to store.
     """
-    kernels = _kernels(module.graph)
+    in_memory = _in_memory(module.graph)
+    kernels = _kernels(module.graph, in_memory)
     reads: dict[fx.Node, _Reads] = {}
     for node in list(module.graph.nodes):
         own = tensor_nbytes(val) if (val := tensor_val(node)) is not None else None
         if own is None:
             reads[node] = {}
-        elif _is_in_memory(node):
+        elif node in in_memory:
             reads[node] = {node: own}
         else:
             reads[node] = _combined(node, reads)
@@ -60,11 +61,15 @@ def store_sums(module: fx.GraphModule, inserter: Inserter, store: Store) -> None
     module.recompile()
 
 
-def _is_in_memory(node: fx.Node) -> bool:
-    """Whether a value is stored in any case: given, made by a call, or read by one."""
-    if not _is_elementwise(node):
-        return True
-    return any(not _is_elementwise(user) and not _is_reduction(user) for user in node.users)
+def _in_memory(graph: fx.Graph) -> frozenset[fx.Node]:
+    """The values that are stored in any case: given, made by a call, or read by one."""
+    elementwise = {node for node in graph.nodes if _is_elementwise(node)}
+    return frozenset(
+        node
+        for node in graph.nodes
+        if node not in elementwise
+        or any(user not in elementwise and not _is_reduction(user) for user in node.users)
+    )
 
 
 def _is_elementwise(node: fx.Node) -> bool:
@@ -99,15 +104,16 @@ def _gains(node: fx.Node, own_nbytes: int, read_nbytes: int, count: int) -> bool
     return 2 * count * read_nbytes >= 2 * read_nbytes + (2 * count + 1) * own_nbytes
 
 
-def _kernels(graph: fx.Graph) -> dict[fx.Node, frozenset[Any]]:
+def _kernels(graph: fx.Graph, in_memory: frozenset[fx.Node]) -> dict[fx.Node, frozenset[Any]]:
     """What stands for the kernels that read a value: sums over it, further sums, stored values."""
+    reading = in_memory.union(node for node in graph.nodes if _is_sum(node))
     kernels: dict[fx.Node, frozenset[Any]] = {}
     for node in reversed(graph.nodes):
         found: set[Any] = set()
         for user in node.users:
             if _is_reduction(user):  # those over equal shapes are one kernel
                 found.add(tuple(map(str, node.meta["val"].shape)))
-            elif _is_in_memory(user) or _is_sum(user):
+            elif user in reading:
                 found.add(user)
             else:
                 found |= kernels[user]
@@ -116,9 +122,9 @@ def _kernels(graph: fx.Graph) -> dict[fx.Node, frozenset[Any]]:
 
 
 def _is_sum(node: fx.Node) -> bool:
-    numel = _numel(node)
-    terms = [arg for arg in node.all_input_nodes if _numel(arg) == numel]
-    return node.target is aten.add.Tensor and len(terms) == 2
+    if node.target is not aten.add.Tensor:
+        return False
+    return [_numel(arg) for arg in node.all_input_nodes] == [_numel(node)] * 2
 
 
 def _numel(node: fx.Node) -> int:

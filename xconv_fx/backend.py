@@ -274,6 +274,7 @@ class _PartitionFunction:
             f"{_source_hash()}"
         )
 
+    @without_collection()
     def __call__(
         self,
         module: fx.GraphModule,
@@ -470,10 +471,8 @@ def device_type_of(inputs: Iterable[Any]) -> str:
 @without_collection()
 def partition_exact(joint: JointGraph, kwargs: dict[str, Any]) -> Partition:
     """Partition as torch would: its own decompositions for the ops we asked to have whole."""
-    module = passes.decompose(
-        joint.module, exact_decompositions(), _torch.inductor_decompositions()
-    )
-    return passes.partition_exact(joint.with_module(module), (), **kwargs)
+    tables = (exact_decompositions(), _torch.inductor_decompositions())
+    return passes.partition_exact(joint, (), *tables, **kwargs)
 
 
 # An odd constant that spreads the ranks over the seed space [0, 2**62).

@@ -6,6 +6,8 @@ In: a seed and sizes. Out: thresholds, each exactly uniform. The starts come wit
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -16,9 +18,7 @@ _LATTICE_BITS = 12
 _LOW_16 = 0xFFFF
 
 
-def lattice_thresholds(
-    size: Size, seed: Tensor, bits: int, *, dim: int = 0, start: int = 0, length: int | None = None
-) -> Tensor:
+def lattice_thresholds(size: Size, seed: Tensor, bits: int) -> Tensor:
     """Draw a threshold for each element of a tensor: a lattice with a random start a sample.
 
     ``T[i] = (start[i_0 mod 32] + (sum_d A_d i_d mod 2**12) 2**(bits - 12)) mod 2**bits`` with the
@@ -32,29 +32,59 @@ def lattice_thresholds(
         size: logical sizes; the first counts samples; the ints may be SymInts.
         seed: 0-dim int64 tensor in [0, 2**62), or its row of :func:`key_schedule`.
         bits: F, 12 to 24.
-        dim: dimension of which a window is wanted.
-        start: first index of the window.
-        length: indices in the window, which may reach past ``size[dim]``; all of them if None.
 
     Returns:
-        int32 tensor in [0, 2**bits) of the window's shape.
+        int32 tensor in [0, 2**bits) of shape ``size``.
     """
-    # Backwards, since Inductor would take an index n for a dimension to vectorise over.
-    starts = torch.bitwise_right_shift(schedule_of(seed)[NUM_KEYS:].flip(0), 24 - bits)
     if not size:
-        return starts.select(0, 0)
-    turn: Tensor | None = None
-    for d, extent in enumerate(size):
-        first, count = (start, length) if d == dim and length is not None else (0, extent)
-        along = [-1] + [1] * (len(size) - 1 - d)
-        if d == 0:
-            samples = _samples(starts, first, count).view(along)
-        part = _multiples(_lattice_multiplier(d, len(size)), first, count, seed.device).view(along)
-        turn = part if turn is None else turn + part
-    assert turn is not None
-    turned = (turn & (2**_LATTICE_BITS - 1)) * 2 ** (bits - _LATTICE_BITS)
-    thresholds: Tensor = (samples + turned) & (2**bits - 1)
+        return _starts(seed, bits).select(0, 0)
+    return window_thresholds(size, seed, bits, dim=0, length=size[0], num_windows=1)[0]
+
+
+def window_thresholds(
+    size: Size, seed: Tensor, bits: int, *, dim: int, length: int, num_windows: int
+) -> list[Tensor]:
+    """Draw the thresholds of :func:`lattice_thresholds` in windows of equal length.
+
+    What the windows share is formed once: it is most of a codec's graph.
+
+    Args:
+        size: logical sizes, at least one; the ints may be SymInts.
+        seed: see :func:`lattice_thresholds`.
+        bits: F, 12 to 24.
+        dim: dimension that is cut, from its first index on.
+        length: indices in a window; the last window may reach past ``size[dim]``.
+        num_windows: how many.
+
+    Returns:
+        int32 tensors in [0, 2**bits) of a window's shape, in order.
+    """
+    starts = _starts(seed, bits)
+
+    def multiples(d: int, first: int, count: int) -> Tensor:
+        along = _multiples(_lattice_multiplier(d, len(size)), first, count, seed.device)
+        return _broadcast(along, d, size)
+
+    shared = {d: multiples(d, 0, extent) for d, extent in enumerate(size) if d != dim}
+    samples = None if dim == 0 else _broadcast(_samples(starts, 0, size[0]), 0, size)
+    thresholds: list[Tensor] = []
+    for first in (window * length for window in range(num_windows)):
+        parts = {**shared, dim: multiples(dim, first, length)}
+        turn = functools.reduce(torch.add, (parts[d] for d in range(len(size))))
+        turned = (turn & (2**_LATTICE_BITS - 1)) * 2 ** (bits - _LATTICE_BITS)
+        own = _broadcast(_samples(starts, first, length), 0, size) if samples is None else samples
+        thresholds.append((own + turned) & (2**bits - 1))
     return thresholds
+
+
+def _starts(seed: Tensor, bits: int) -> Tensor:
+    # Backwards, since Inductor would take an index n for a dimension to vectorise over.
+    return torch.bitwise_right_shift(schedule_of(seed)[NUM_KEYS:].flip(0), 24 - bits)
+
+
+def _broadcast(along: Tensor, dim: int, size: Size) -> Tensor:
+    """View a 1-D tensor along a dimension of a tensor of some size."""
+    return along.view([-1] + [1] * (len(size) - 1 - dim))
 
 
 def _samples(starts: Tensor, first: int, count: int) -> Tensor:

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from xconv_fx.sketches.bitpack import pack_planes, plane_dim, planes_of, unpack_planes
 from xconv_fx.sketches.blocks import choose_blocks, smallest_and_largest, spread
-from xconv_fx.sketches.lattice import lattice_thresholds
+from xconv_fx.sketches.lattice import lattice_thresholds, window_thresholds
 from xconv_fx.sketches.layout import Size, ceil_div
 
 
@@ -136,10 +136,9 @@ def quantize(
     else:
         dim = plane_dim(x.shape, 8 // bits, dim_order)
         rows = ceil_div(x.shape[dim], 8 // bits)
-        thresholds = [
-            lattice_thresholds(x.shape, seed, depth, dim=dim, start=plane * rows, length=rows)
-            for plane in range(8 // bits)
-        ]
+        thresholds = window_thresholds(
+            x.shape, seed, depth, dim=dim, length=rows, num_windows=8 // bits
+        )
     return quantize_with_thresholds(x, thresholds, bits, group_size, dim_order)
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from xconv_fx.sketches.lattice import lattice_thresholds
+from xconv_fx.sketches.lattice import lattice_thresholds, window_thresholds
 from xconv_fx.sketches.randomness import NUM_STARTS, SEED_BOUND, key_schedule
 
 SEEDS = [0, 1, 2**32 - 1, 2**32, 0x123456789ABCDEF, SEED_BOUND - 1]
@@ -47,18 +47,14 @@ def test_a_schedule_row_draws_what_its_seed_draws():
     assert torch.equal(lattice_thresholds((3, 4, 5), key_schedule(seed), 24), drawn)
 
 
+@pytest.mark.parametrize("length", [1, 3, 35, 64])
 @pytest.mark.parametrize("size", SIZES)
-def test_windows_are_slices_of_the_whole(size):
+def test_windows_are_slices_of_the_whole(size, length):
     seed = seed_of(SEEDS[4])
-    larger = [size[0] + 80, *size[1:]]
-    whole = lattice_thresholds(larger, seed, 24)
-    for start, length in ((0, size[0]), (2, 3), (31, 35), (size[0], 7)):
-        window = lattice_thresholds(size, seed, 24, dim=0, start=start, length=length)
-        assert torch.equal(window, whole[start : start + length])
-    for dim in range(1, len(size)):
-        whole = lattice_thresholds([*size[:dim], 90, *size[dim + 1 :]], seed, 24)
-        window = lattice_thresholds(size, seed, 24, dim=dim, start=11, length=79)
-        assert torch.equal(window, whole.narrow(dim, 11, 79))
+    for dim in range(len(size)):
+        whole = lattice_thresholds([*size[:dim], 3 * length, *size[dim + 1 :]], seed, 24)
+        windows = window_thresholds(size, seed, 24, dim=dim, length=length, num_windows=3)
+        assert torch.equal(torch.cat(windows, dim), whole)
 
 
 @pytest.mark.parametrize("dim", [0, 1])
@@ -67,7 +63,7 @@ def test_indices_count_modulo_two_to_the_sixteenth(dim):
     size = [1, 1]
     size[dim] = 2**16 + 100
     whole = lattice_thresholds(size, seed_of(SEEDS[4]), 24)
-    within = lattice_thresholds(size, seed_of(SEEDS[4]), 24, dim=dim, start=0, length=2**16)
+    (within,) = window_thresholds(size, seed_of(SEEDS[4]), 24, dim=dim, length=2**16, num_windows=1)
     assert torch.equal(whole.narrow(dim, 0, 2**16), within)
     assert torch.equal(whole.narrow(dim, 2**16, 100), within.narrow(dim, 0, 100))
 
