@@ -177,14 +177,43 @@ def results_table(rows: Sequence[BudgetedStep]) -> Table:
 @click.command(context_settings={"show_default": True})
 @click.argument("models", nargs=-1)
 @click.option("--inner", "inners", type=click.Choice(INNERS), multiple=True, default=INNERS)
+@click.option(
+    "--share",
+    "shares",
+    type=click.FloatRange(0.0, 1.0, min_open=True),
+    multiple=True,
+    default=SHARES,
+    help="Of what torch keeps; falling from 1, the exact plan. May be given several times.",
+)
+@click.option(
+    "--peak-share",
+    "peak_shares",
+    type=click.FloatRange(0.0, min_open=True),
+    multiple=True,
+    default=PEAK_SHARES,
+    help="Bytes, as a share of the exact plan's peak; falling. May be given several times.",
+)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=None)
-def main(models: tuple[str, ...], inners: tuple[str, ...], json_path: Path | None) -> None:
+def main(
+    models: tuple[str, ...],
+    inners: tuple[str, ...],
+    shares: tuple[float, ...],
+    peak_shares: tuple[float, ...],
+    json_path: Path | None,
+) -> None:
     """Measure MODELS (default: nine of the zoo's) under falling budgets."""
+    if shares[0] != 1.0:
+        text = f"expected 1 first, the exact plan, got {shares[0]:g}"
+        raise click.BadParameter(text, param_hint="--share")
+    for option, given in (("--share", shares), ("--peak-share", peak_shares)):
+        if list(given) != sorted(given, reverse=True):
+            text = f"expected falling numbers, got {', '.join(f'{b:g}' for b in given)}"
+            raise click.BadParameter(text, param_hint=option)
     console = Console(width=140)
     rows: list[BudgetedStep] = []
     for name in models or MODELS:
         for inner in inners:
-            rows += budgeted_steps(name, inner, SHARES, PEAK_SHARES)
+            rows += budgeted_steps(name, inner, shares, peak_shares)
             console.print(f"{name} {inner}: {len(violations(rows))} violations so far")
             if json_path is not None:  # after each, since a run over all takes long
                 json_path.write_text(json.dumps([asdict(r) for r in rows], indent=2) + "\n")

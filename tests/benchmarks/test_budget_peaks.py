@@ -66,3 +66,22 @@ def test_the_command_writes_what_it_measured(monkeypatch, tmp_path):
     assert result.exit_code == 0
     assert "1 steps, 0 violations" in result.output
     assert json.loads(path.read_text()) == [dataclasses.asdict(row)]
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (
+            ["--share", "0.5"],
+            "Invalid value for --share: expected 1 first, the exact plan, got 0.5",
+        ),
+        (
+            ["--peak-share", "0.6", "--peak-share", "0.8"],
+            "Invalid value for --peak-share: expected falling numbers, got 0.6, 0.8",
+        ),
+    ],
+)
+def test_budgets_that_do_not_fall_are_an_error(args, text):
+    result = click.testing.CliRunner().invoke(budget_peaks.main, ["mnist_net", *args])
+    assert result.exit_code == 2
+    assert text in result.output
