@@ -77,7 +77,7 @@ def test_the_command_writes_what_it_measured(monkeypatch, tmp_path):
         ),
         (
             ["--peak-share", "0.6", "--peak-share", "0.8"],
-            "Invalid value for --peak-share: expected falling numbers, got 0.6, 0.8",
+            "for --peak-share: expected falling numbers, got 0.6, 0.8",
         ),
     ],
 )
