@@ -93,8 +93,11 @@ def base_values(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     """Map each node of a graph to the value whose memory it lives in."""
     base: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        source = node.args[0] if node.args and _is_alias(node) else None
-        base[node] = base[source] if isinstance(source, fx.Node) else node
+        source = node.args[0] if node.args else None
+        base[node] = node
+        if isinstance(source, fx.Node):
+            is_part_of_view = node.target is operator.getitem and base[source] is not source
+            base[node] = base[source] if _is_alias(node) or is_part_of_view else node
     return base
 
 
@@ -121,7 +124,9 @@ def _owned_outputs(node: fx.Node, base: dict[fx.Node, fx.Node]) -> tuple[str, ..
     if tensor_val(node) is not None:
         return (node.name,) if base[node] is node else ()
     return tuple(
-        u.name for u in node.users if u.target is operator.getitem and tensor_val(u) is not None
+        user.name
+        for user in node.users
+        if user.target is operator.getitem and tensor_val(user) is not None and base[user] is user
     )
 
 

@@ -54,6 +54,20 @@ def test_of_several_results_each_that_is_taken_is_allocated(toy):
     assert program.nbytes == {"x": 32, "getitem": 8, "getitem_1": 16}
 
 
+def test_parts_of_a_view_live_in_what_it_views(toy):
+    b = toy.Builder()
+    y = b.call(aten.sin.default, b.input("x", 2, 4))
+    parts = b.call(aten.split.Tensor, y, 2, 1)
+    first, second = (b.call(operator.getitem, parts, i) for i in range(2))
+    b.graph.output([b.call(aten.cos.default, first), second])
+    program = interpret(b.graph)
+    made = {kernel.name: (kernel.outputs, kernel.reads) for kernel in program.kernels}
+    assert made["split"] == ((), ("sin",))
+    assert made["cos"] == (("cos",), ("sin",))
+    assert program.nbytes == {"x": 32, "sin": 32, "cos": 16}
+    assert program.outputs == ("cos", "sin")
+
+
 def test_an_unknown_size_stays_unknown(toy):
     b = toy.Builder(dynamic=True)
     x = b.input("x", "?", 4)
