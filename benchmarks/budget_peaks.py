@@ -9,6 +9,7 @@ a smaller budget gives no larger peak. A budget out of reach is taken as ``stric
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -206,7 +207,7 @@ def main(
         text = f"expected 1 first, the exact plan, got {shares[0]:g}"
         raise click.BadParameter(text, param_hint="--share")
     for option, given in (("--share", shares), ("--peak-share", peak_shares)):
-        if list(given) != sorted(given, reverse=True):
+        if not all(after < before for before, after in pairwise((math.inf, *given))):
             text = f"expected falling numbers, got {', '.join(f'{b:g}' for b in given)}"
             raise click.BadParameter(text, param_hint=option)
     console = Console(width=140)

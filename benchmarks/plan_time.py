@@ -6,7 +6,8 @@ within bytes, and every second spent in its partition function is charged to a p
 what the partition function takes less what torch's own partitioner took under ``inductor``. Without
 a budget and within a share compilation under ``xconv`` ends behind the partition function: what
 follows generates code. Within bytes it goes on to its end, where the peak is seen: what reading
-the schedules takes is charged too, and all of a compilation that had to be given up.
+the schedules takes is charged too, and all of a compilation that had to be given up. Python's
+collector is off while planning; a pass of it that is due afterwards is not counted.
 """
 
 from __future__ import annotations

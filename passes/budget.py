@@ -309,7 +309,10 @@ class _Choice:
 
     def _list_moves(self, decision: Decision) -> None:
         value = self.values[decision.node]
-        used = next(cost for cost in value.codecs if cost.codec == decision.codec)
+        used = next((cost for cost in value.codecs if cost.codec == decision.codec), None)
+        assert used is not None, (
+            f"{decision.node} is sketched by {decision.codec}, not in its table"
+        )
         self.moves_of[value.node] = [
             _Move(
                 value.node,

@@ -264,7 +264,9 @@ class Forecast:
         return {self.base[source] for node in extern for source in node.all_input_nodes}
 
     def _kept_nbytes(self, kept: Mapping[fx.Node, Decision]) -> dict[str, int | None]:
-        return {self._kept_name(node, d): d.kept_nbytes for node, d in kept.items()}
+        """Bytes of stand-ins; what is kept as it is has its own, and a view those of its base."""
+        stand_ins = ((node, d) for node, d in kept.items() if _is_stand_in(d))
+        return {self._kept_name(node, d): d.kept_nbytes for node, d in stand_ins}
 
     def _kept_name(self, node: fx.Node, decision: Decision) -> str:
         return f"{node.name}{_STAND_IN}" if _is_stand_in(decision) else self.base[node].name

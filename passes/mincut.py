@@ -95,6 +95,6 @@ def _reachable(matrix: Any, start: int) -> Any:
 
 
 def _contradiction(edges: Sequence[Edge]) -> str:
-    graph = nx.DiGraph((e.tail, e.head) for e in edges if e.capacity is None)
+    graph = nx.DiGraph(sorted((e.tail, e.head) for e in edges if e.capacity is None))
     path = nx.shortest_path(graph, SOURCE, SINK)
     return f"no finite cut: the infinite edges {path} join source and sink"

@@ -89,6 +89,9 @@ def partition_exact(
             :func:`passes.decompose.decompose`.
         inner_table: see there.
         kwargs: what the partitioner was called with, ``num_fwd_outputs`` left out.
+
+    Returns:
+        Forward and backward as torch's min-cut partitioner makes them.
     """
     work = joint.with_module(decompose(joint.module, table, inner_table))
     with _torch.partitioning(work.graph):

@@ -122,21 +122,24 @@ class Network:
 
     Attributes:
         costs: the table.
-        fixed: edges of the values whose edges are the same at all prices, most of them.
-        priced: indices of the other values.
+        index: of each value in it.
+        varying: indices of the values whose edges change with the price.
+        fixed: edges of all others, which are most.
     """
 
     costs: CostTable
-    fixed: list[Edge]
-    priced: list[int]
+    index: Mapping[str, int]
+    varying: tuple[int, ...]
+    fixed: tuple[Edge, ...]
 
     @classmethod
     def of(cls, costs: CostTable) -> Network:
         """Prepare the network of a table."""
-        writer = _EdgeWriter.of(costs, {}, math.inf)
-        priced = [i for i, value in enumerate(costs.values) if writer.has_price(value)]
-        others = sorted(set(range(len(costs.values))).difference(priced))
-        return cls(costs, [edge for i in others for edge in writer.edges(i)], priced)
+        index = {value.node: i for i, value in enumerate(costs.values)}
+        writer = _EdgeWriter(costs, index, {}, math.inf)
+        varies = [writer.varies(value) for value in costs.values]
+        edges = (edge for i, v in enumerate(varies) if not v for edge in writer.edges(i))
+        return cls(costs, index, tuple(i for i, v in enumerate(varies) if v), tuple(edges))
 
     def plan(self, noise_price: float) -> Plan:
         """Solve the cut and read the decisions off it, see :func:`make_plan`."""
@@ -146,11 +149,11 @@ class Network:
         values = self.costs.values
         chosen = {
             i: codec
-            for i in self.priced
+            for i in self.varying
             if (codec := _cheapest(values[i], noise_price)) is not None
         }
-        writer = _EdgeWriter.of(self.costs, chosen, noise_price)
-        edges = [edge for i in self.priced for edge in writer.edges(i)]
+        writer = _EdgeWriter(self.costs, self.index, chosen, noise_price)
+        edges = (edge for i in self.varying for edge in writer.edges(i))
         _, sink_side = min_cut([*self.fixed, *edges])
         needed = sorted({vertex // _VERTICES for vertex in sink_side})
         read = (_read_decision(i, values[i], chosen.get(i), sink_side) for i in needed)
@@ -193,17 +196,11 @@ class _EdgeWriter:
     """Writes the edges of values at a price, with the codecs chosen there by index."""
 
     costs: CostTable
-    index: dict[str, int]
+    index: Mapping[str, int]
     chosen: Mapping[int, CodecCost]
     noise_price: float
 
-    @classmethod
-    def of(
-        cls, costs: CostTable, chosen: Mapping[int, CodecCost], noise_price: float
-    ) -> _EdgeWriter:
-        return cls(costs, {v.node: i for i, v in enumerate(costs.values)}, chosen, noise_price)
-
-    def has_price(self, value: ValueCost) -> bool:
+    def varies(self, value: ValueCost) -> bool:
         """Whether the edges of a value may change with the price."""
         sources = () if value.derivation is None else value.derivation.linear
         return (

@@ -124,7 +124,8 @@ def _kernels(graph: fx.Graph, in_memory: frozenset[fx.Node]) -> dict[fx.Node, fr
 def _is_sum(node: fx.Node) -> bool:
     if node.target is not aten.add.Tensor:
         return False
-    return [_numel(arg) for arg in node.all_input_nodes] == [_numel(node)] * 2
+    numel = _numel(node)
+    return sum(_numel(arg) == numel for arg in node.all_input_nodes) == 2
 
 
 def _numel(node: fx.Node) -> int:

@@ -11,7 +11,6 @@ scheduler; checked on 2.13.
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -123,7 +122,6 @@ def read_schedule(
             if not found:
                 raise
     assert found, "Inductor compiled a graph without scheduling it"
-    gc.collect()  # what Inductor made refers to itself, and planning has the collector off
     return found[0]
 
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
+from passes.collection import collect_where_off
 from passes.forecast import Forecast
 from passes.joint import JointGraph, output_node, tensor_nbytes
 from passes.kernels import interpret
@@ -99,19 +100,30 @@ def predict_step_memory(
             for module in (split.forward, split.backward)
         )
         return predict_memory(split, forward, backward)
-    read = partial(read_schedule, settings=settings, workspace_of=_WORKSPACE_OF)
     known = schedules if schedules is not None and schedules.fit(split) else Schedules()
-    first = known.forward or read(
-        split.forward, is_backward=False, visible_outputs=visible_outputs(split)
-    )
-    if (second := known.backward) is None:
+    first, second = known.forward, known.backward
+    if first is None or second is None:
+        first, second = _read_schedules(split, settings, first, second)
+        collect_where_off()  # Inductor's graphs refer to themselves
+    return predict_memory(split, first.program, second.program)
+
+
+def _read_schedules(
+    split: Partition,
+    settings: Mapping[str, Any],
+    first: Schedule | None,
+    second: Schedule | None,
+) -> tuple[Schedule, Schedule]:
+    read = partial(read_schedule, settings=settings, workspace_of=_WORKSPACE_OF)
+    first = first or read(split.forward, is_backward=False, visible_outputs=visible_outputs(split))
+    if second is None:
         received = {
             given: stride
             for given, kept in received_positions(split)
             if (stride := first.output_strides[kept]) is not None
         }
         second = read(split.backward, is_backward=True, visible_outputs=(), input_strides=received)
-    return predict_memory(split, first.program, second.program)
+    return first, second
 
 
 def make_forecast(

@@ -59,11 +59,16 @@ def test_the_table_marks_what_is_out_of_reach():
 
 def test_the_command_writes_what_it_measured(monkeypatch, tmp_path):
     row = dataclasses.replace(STEP, kind="share", budget_nbytes=None)
-    monkeypatch.setattr(budget_peaks, "budgeted_steps", lambda *_: [row])
+    asked = []
+    monkeypatch.setattr(
+        budget_peaks, "budgeted_steps", lambda *given: [asked.append(given), row][1:]
+    )
     path = tmp_path / "rows.json"
-    args = ["a", "--inner", "aot_eager", "--json", str(path)]
+    budgets = ["--share", "1", "--share", "0.5", "--peak-share", "0.9"]
+    args = ["a", "--inner", "aot_eager", *budgets, "--json", str(path)]
     result = click.testing.CliRunner().invoke(budget_peaks.main, args, catch_exceptions=False)
     assert result.exit_code == 0
+    assert asked == [("a", "aot_eager", (1.0, 0.5), (0.9,))]
     assert "1 steps, 0 violations" in result.output
     assert json.loads(path.read_text()) == [dataclasses.asdict(row)]
 
@@ -73,12 +78,14 @@ def test_the_command_writes_what_it_measured(monkeypatch, tmp_path):
     [
         (
             ["--share", "0.5"],
-            "Invalid value for --share: expected 1 first, the exact plan, got 0.5",
+            "for --share: expected 1 first, the exact plan, got 0.5",
         ),
         (
             ["--peak-share", "0.6", "--peak-share", "0.8"],
             "for --peak-share: expected falling numbers, got 0.6, 0.8",
         ),
+        (["--share", "1", "--share", "1"], "for --share: expected falling numbers, got 1, 1"),
+        (["--peak-share", "nan"], "for --peak-share: expected falling numbers, got nan"),
     ],
 )
 def test_budgets_that_do_not_fall_are_an_error(args, text):

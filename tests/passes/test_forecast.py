@@ -1,6 +1,7 @@
 """The memory of a step before its graphs are made, on steps small enough to be counted by hand."""
 
 import math
+import operator
 
 import pytest
 import torch
@@ -126,3 +127,21 @@ def test_an_input_that_gets_a_gradient_is_told_apart_from_what_the_forward_makes
     memory = forecast(joint, keep("primals_1"))
     assert memory.kept_nbytes == 0
     assert [(value.name, value.nbytes) for value in memory.kept_inputs] == [("primals_1", V)]
+
+
+@pytest.mark.parametrize(
+    ("kept", "nbytes"),
+    [(("getitem",), V), (("getitem", "getitem_1"), V), (("getitem", "sin"), V), ((), 0)],
+)
+def test_kept_parts_of_a_split_hold_all_of_it_once(toy, kept, nbytes):
+    b = toy.Builder()
+    x, grad = b.input("primals_1", 2, 4), b.input("tangents_1", 2, 2)
+    parts = b.call(aten.split.Tensor, b.call(aten.sin.default, x), 2, 1)
+    first, second = (b.call(operator.getitem, parts, i) for i in range(2))
+    y = b.call(aten.mul.Tensor, first, second)
+    read = [b.call(aten.mul.Tensor, grad, part) for part in (first, second)]
+    joint = b.joint([y], [b.call(aten.cat.default, read, 1)])
+    memory = forecast(joint, keep(*kept))
+    assert memory.kept_nbytes == nbytes
+    # The output, of half the size, is made from what is held for the backward.
+    assert memory.live_after_forward_nbytes == nbytes + V // 2

@@ -219,3 +219,15 @@ def test_a_graph_without_a_backward_has_nothing_to_keep(toy):
     split = partition(b.joint([b.call(aten.sin.default, x)], [None]), None)
     assert names(split.kept_nodes()) == []
     assert names(split.backward.graph.nodes) == ["output"]
+
+
+def test_the_exact_partition_takes_apart_what_was_traced_whole(toy):
+    joint = toy.capture(
+        lambda x, w: torch.sigmoid(x @ w), torch.randn(2, 3), torch.randn(3, 4, requires_grad=True)
+    )
+    table = {torch.ops.aten.sigmoid_backward.default: lambda grad, y: grad * (y * (1 - y))}
+    with toy.untouched(joint.module):
+        split = partition_exact(joint, None, table)
+    targets = {node.target for node in split.backward.graph.nodes}
+    assert torch.ops.aten.sigmoid_backward.default not in targets
+    assert torch.ops.aten.mul.Tensor in targets

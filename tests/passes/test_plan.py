@@ -7,9 +7,10 @@ import random
 
 import pytest
 
+from passes.derive import Derivation
 from passes.estimate import CodecCost, CostTable, ValueCost
 from passes.mincut import UnboundedCutError
-from passes.plan import Action, Decision, make_plan, sketch_price
+from passes.plan import Action, Decision, Network, make_plan, sketch_price
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,6 +255,35 @@ def test_cost_is_minimal_by_brute_force(seed):
         if (cost := _cost(values, dict(zip([v.node for v in values], combination, strict=True))))
         is not None
     )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_edges_written_once_are_those_of_every_price(seed):
+    rng = random.Random(seed)
+    values = []
+    for i in range(8):
+        earlier = tuple(sorted({f"v{rng.randrange(i)}" for _ in range(2)})) if i else ()
+        banned = i == 0 or rng.random() < 0.4
+        ladder = [codec("fine", 300, 0.1), codec("coarse", 80, 0.9)]
+        values.append(
+            value(
+                f"v{i}",
+                nbytes=(size := rng.randrange(200, 1000)),
+                keep_nbytes=size,
+                inputs=earlier,
+                recompute_cost=None if banned else rng.randrange(50),
+                recompute_time=rng.random() / 20 if banned and rng.random() < 0.5 else None,
+                linear_users=("w",) if rng.random() < 0.6 else (),
+                raw_users=("n",) if rng.random() < 0.4 else (),
+                codecs=tuple(ladder) if rng.random() < 0.4 else (),
+                derivation=Derivation(earlier[:1], earlier[1:]) if rng.random() < 0.5 else None,
+            )
+        )
+    for time_price in (1.0, math.inf):
+        network = Network.of(CostTable(tuple(values), time_price=time_price))
+        written_anew = dataclasses.replace(network, varying=tuple(range(8)), fixed=())
+        for price in (0.0, 0.3, 2.0, math.inf):
+            assert network.plan(price) == written_anew.plan(price)
 
 
 def _cost(values, chosen):

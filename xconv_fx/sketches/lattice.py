@@ -68,7 +68,8 @@ def window_thresholds(
     shared = {d: multiples(d, 0, extent) for d, extent in enumerate(size) if d != dim}
     samples = None if dim == 0 else _broadcast(_samples(starts, 0, size[0]), 0, size)
     thresholds: list[Tensor] = []
-    for first in (window * length for window in range(num_windows)):
+    for window in range(num_windows):
+        first = window * length if window else 0  # no symbol where the length is one
         parts = {**shared, dim: multiples(dim, first, length)}
         turn = functools.reduce(torch.add, (parts[d] for d in range(len(size))))
         turned = (turn & (2**_LATTICE_BITS - 1)) * 2 ** (bits - _LATTICE_BITS)

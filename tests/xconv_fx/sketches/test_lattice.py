@@ -1,3 +1,6 @@
+import itertools
+
+import numpy
 import pytest
 import torch
 
@@ -33,6 +36,19 @@ def test_a_threshold_is_its_samples_start_plus_a_constant(size, bits):
         assert torch.equal(turn, turns[0])
     # The low bits are the start's alone: what is added is a multiple of 2**(bits - 12).
     assert not bool((turns[0] % 2 ** (bits - 12)).any())
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_thresholds_follow_their_formula(size):
+    # In plain integers, with the multipliers read off the root of g**(D + 1) = g + 1.
+    (root,) = (r.real for r in numpy.roots([1, *[0] * (len(size) - 1), -1, -1]) if r.real > 1)
+    multipliers = [int(root ** -(d + 1) * 2**12) | 1 for d in range(len(size))]
+    starts = key_schedule(seed_of(SEEDS[4]))[8:].flip(0).tolist()
+    thresholds = lattice_thresholds(size, seed_of(SEEDS[4]), 24)
+    for index in itertools.product(*(range(0, extent, 3) for extent in size)):
+        turn = sum(a * i for a, i in zip(multipliers, index, strict=True)) % 2**12
+        expected = (starts[index[0] % NUM_STARTS] + turn * 2**12) % 2**24
+        assert int(thresholds[index]) == expected
 
 
 def test_a_scalar_has_a_start():
