@@ -23,7 +23,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from passes.collection import without_collection
 from passes.estimate import CodecCost, CostTable, ValueCost
 from passes.plan import Action, Decision, Network, Plan, with_derived_noise
 from passes.rules import Codec
@@ -100,7 +99,6 @@ def _solver(costs: CostTable) -> _PlanAt:
     return functools.cache(Network.of(costs).plan)
 
 
-@without_collection()
 def _plan_within(
     costs: CostTable,
     limit_nbytes: int,

@@ -81,7 +81,6 @@ def run(
     tried: dict[tuple[Decision, ...], Outcome] = {}
     traces = Traces()
 
-    @without_collection()
     def carry_out(plan: Plan) -> Outcome:
         if plan.decisions not in tried:
             planned = _sketched(exposed, plan, rules, seed_offset, traces)

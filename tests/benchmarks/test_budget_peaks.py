@@ -60,9 +60,12 @@ def test_the_table_marks_what_is_out_of_reach():
 def test_the_command_writes_what_it_measured(monkeypatch, tmp_path):
     row = dataclasses.replace(STEP, kind="share", budget_nbytes=None)
     asked = []
-    monkeypatch.setattr(
-        budget_peaks, "budgeted_steps", lambda *given: [asked.append(given), row][1:]
-    )
+
+    def measure(*given):
+        asked.append(given)
+        return [row]
+
+    monkeypatch.setattr(budget_peaks, "budgeted_steps", measure)
     path = tmp_path / "rows.json"
     budgets = ["--share", "1", "--share", "0.5", "--peak-share", "0.9"]
     args = ["a", "--inner", "aot_eager", *budgets, "--json", str(path)]
