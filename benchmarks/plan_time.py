@@ -66,7 +66,7 @@ PASSES: Mapping[str, tuple[tuple[str, str], ...]] = MappingProxyType(
             ("xconv_fx.memory", "schedule_of"),
         ),
         "audit": (("xconv_fx.audit", "make_report"), ("xconv_fx.backend", "_announce")),
-        "exact": (("xconv_fx.backend", "partition_exact"),),
+        "exact": (("xconv_fx.backend", "partition_exact"), ("xconv_fx.backend", "stock_nbytes")),
     }
 )
 # What the partition function takes outside of all passes.

@@ -14,7 +14,7 @@ from passes.derive import Derivation
 from passes.estimate import CostTable, ValueCost, estimate_costs
 from passes.joint import JointGraph
 from passes.liveness import MemoryEstimate, predict_memory
-from passes.partition import Partition, partition, partition_exact
+from passes.partition import Partition, kept_exactly, partition, partition_exact
 from passes.pipeline import Outcome, at_price, run
 from passes.plan import Action, Decision, Plan, make_plan
 from passes.plan_record import PlanMismatchError, PlanRecord, record_plan
@@ -44,6 +44,7 @@ __all__ = [
     "at_price",
     "decompose",
     "estimate_costs",
+    "kept_exactly",
     "make_plan",
     "partition",
     "partition_exact",

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+from functorch.compile import min_cut_rematerialization_partition
 from torch import fx
 from torch._functorch import config as functorch_config  # 2.13
 from torch._functorch._aot_autograd.descriptors import InputMutationAOTOutput  # 2.13
@@ -69,6 +72,40 @@ def partitioner_takes_graph_as_is() -> Iterator[None]:
     """
     with functorch_config.patch(cse=False, activation_memory_budget=1.0):
         yield
+
+
+class ChosenError(Exception):
+    """Ends a partitioner once it has chosen what to save.
+
+    Attributes:
+        module: the joint graph, which the partitioner has changed.
+        saved: its nodes that are to be saved, some of which no gradient may be computed from.
+    """
+
+    def __init__(self, module: fx.GraphModule, saved: list[fx.Node]) -> None:
+        super().__init__()
+        self.module = module
+        self.saved = saved
+
+
+def choosing_partitioner() -> Callable[..., tuple[fx.GraphModule, fx.GraphModule]]:
+    """Return torch's min-cut partitioner, which ends by a :class:`ChosenError`.
+
+    It extracts the graphs by a function of its module, ``_extract_fwd_bwd_modules`` (2.11 to 2.13).
+    What is returned is its own code with another function under that name: nothing in torch is
+    patched. Where it never calls it, as for a graph with no gradient, it returns graphs as ever.
+    """
+
+    def stop(module: fx.GraphModule, saved_values: list[fx.Node], **_: Any) -> None:
+        raise ChosenError(module, saved_values)
+
+    whole = min_cut_rematerialization_partition
+    names = {**whole.__globals__, "_extract_fwd_bwd_modules": stop}
+    chooses = types.FunctionType(
+        whole.__code__, names, whole.__name__, whole.__defaults__, whole.__closure__
+    )
+    chooses.__kwdefaults__ = whole.__kwdefaults__
+    return chooses
 
 
 @contextlib.contextmanager

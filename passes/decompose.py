@@ -60,13 +60,17 @@ def decompose(
         The new graph module, linted. Nodes inherit the provenance of the call they replace.
     """
     result = copy_module(module)
-    inserter = Inserter(inner_table, traces or Traces())
-    for node in list(result.graph.nodes):
+    take_apart(result, table, Inserter(inner_table, traces or Traces()))
+    return result
+
+
+def take_apart(module: fx.GraphModule, table: DecompositionTable, inserter: Inserter) -> None:
+    """Do what :func:`decompose` does in place, for a graph that nobody else holds."""
+    for node in list(module.graph.nodes):
         if node.op == "call_function" and node.target in table:
             _replace_call(node, table[node.target], inserter)
-    result.graph.lint()
-    result.recompile()
-    return result
+    module.graph.lint()
+    module.recompile()
 
 
 @dataclass(frozen=True)
@@ -123,17 +127,48 @@ class Inserter:
             through.
         """
         leaves, spec = pytree.tree_flatten(list(args))
-        nodes = _in_graph_order(leaves)
         key = _signature(function, leaves, spec)
+        nodes = _nodes_among(leaves)
+        if key is None:
+            # A symbolic size is read off the first value that has it: let that be a forward value,
+            # and not a gradient of the same size.
+            nodes.sort()
         known = self.traces.under(self.inner_table)
         if key is not None and key in known:
             trace = known[key]
         else:
             mode = _torch.fake_mode_of(before.graph)
-            trace = _trace(function, leaves, spec, mode, dict(self.inner_table))
+            trace = _trace(function, leaves, nodes, spec, mode, dict(self.inner_table))
             if key is not None:
                 known[key] = trace
         return NotImplemented if trace is None else _splice(trace, nodes, before, provenance)
+
+    def call(
+        self,
+        op: torch._ops.OpOverload,
+        args: Sequence[Any],
+        before: fx.Node,
+        *,
+        provenance: fx.Node,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> fx.Node:
+        """Insert one call of an op that the inner compiler takes as it is; it needs no trace.
+
+        Args:
+            op: in no table of decompositions.
+            args: positional arguments, nodes among them.
+            before: the node in front of which the call is inserted.
+            provenance: the node whose source location the call carries.
+            kwargs: keyword arguments, no nodes.
+        """
+        assert op not in self.inner_table, f"{op} would be taken apart"
+        given = dict(kwargs or {})
+        with before.graph.inserting_before(before):
+            node = before.graph.call_function(op, tuple(args), given)
+        with _torch.tracing_over(_torch.fake_mode_of(before.graph)):
+            node.meta["val"] = op(*map_arg(tuple(args), lambda n: n.meta["val"]), **given)
+        set_provenance(node, provenance)
+        return node
 
 
 @dataclass(frozen=True)
@@ -145,6 +180,7 @@ class _Trace:
 def _trace(
     function: Callable[..., Any],
     leaves: list[Any],
+    nodes: list[fx.Node],
     spec: pytree.TreeSpec,
     mode: FakeTensorMode,
     table: dict[Any, Callable[..., Any]],
@@ -152,7 +188,7 @@ def _trace(
     out_spec: list[pytree.TreeSpec] = []
 
     def flat_function(*values: Any) -> list[Any]:
-        by_node = dict(zip(_in_graph_order(leaves), values, strict=True))
+        by_node = dict(zip(nodes, values, strict=True))
         filled = [by_node[leaf] if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
         result = function(*pytree.tree_unflatten(filled, spec))
         if result is NotImplemented:
@@ -162,7 +198,7 @@ def _trace(
         return flat
 
     with _torch.tracing_over(mode):
-        values = _distinct([node.meta["val"] for node in _in_graph_order(leaves)])
+        values = _distinct([node.meta["val"] for node in nodes])
         module = make_fx(flat_function, decomposition_table=table)(*values)
     module.graph.eliminate_dead_code()
     return _Trace(module, out_spec[-1]) if out_spec else None
@@ -182,13 +218,8 @@ def _distinct(values: list[Any]) -> list[Any]:
     return found
 
 
-def _in_graph_order(leaves: list[Any]) -> list[fx.Node]:
-    """The nodes among ``leaves``, each once, those computed first in front.
-
-    A symbolic size is read off the first value that has it: off a forward value, then, and not
-    off a gradient of the same size.
-    """
-    return sorted(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, fx.Node)))
+def _nodes_among(leaves: list[Any]) -> list[fx.Node]:
+    return list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, fx.Node)))
 
 
 def _splice(trace: _Trace, nodes: list[fx.Node], before: fx.Node, provenance: fx.Node) -> Any:
@@ -223,13 +254,13 @@ def _signature(function: Callable[..., Any], leaves: list[Any], spec: pytree.Tre
             return None
         else:
             described.append((type(leaf), repr(leaf) if isinstance(leaf, float) else leaf))
-    rank = {node: i for i, node in enumerate(_in_graph_order(leaves))}
-    order = tuple(rank[leaf] for leaf in leaves if isinstance(leaf, fx.Node))
+    place = {node: i for i, node in enumerate(_nodes_among(leaves))}
+    places = tuple(place[leaf] for leaf in leaves if isinstance(leaf, fx.Node))
     # Methods of equal objects (a codec a site) are equal only if the objects are the same one.
     called: Any = function
     if isinstance(function, types.MethodType):
         called = (function.__func__, function.__self__)
-    return called, tuple(described), order, str(spec)
+    return called, tuple(described), places, str(spec)
 
 
 @dataclass(frozen=True)

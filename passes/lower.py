@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from passes.decompose import DecompositionTable, Inserter, Traces, decompose
+from passes.decompose import DecompositionTable, Inserter, Traces, take_apart
 from passes.joint import output_node
 from passes.merged_sums import merge_sums
 from passes.partition import Partition
 from passes.staged_statistics import stage_statistics
 from passes.staged_sums import stage_sums
-from passes.stored_sums import Store, store_sums
+from passes.stored_sums import store_sums
 from passes.verify import verify_absent
 
 
@@ -21,10 +21,10 @@ def lower(
     inner_table: DecompositionTable,
     *,
     channels_last: bool = False,
-    store: Store | None = None,
+    store: torch._ops.OpOverload | None = None,
     traces: Traces | None = None,
-) -> Partition:
-    """Return both graphs with the calls in ``table`` taken apart.
+) -> None:
+    """Take the calls in ``table`` apart in both graphs, in place.
 
     Nothing decomposes after partitioning, so this is the last chance for an op to become
     something the inner compiler can fuse; ``inner_table`` takes apart what the table's
@@ -37,20 +37,21 @@ def lower(
         passes.verify.VerifierError: if a call of the table is left.
     """
     traces = traces or Traces()
-    forward = decompose(split.forward, table, inner_table, traces=traces)
+    inserter, plain = Inserter(inner_table, traces), Inserter(traces=traces)
+    forward, backward = split.forward, split.backward
+    take_apart(forward, table, inserter)
     if store is not None:
-        stage_statistics(forward, Inserter(inner_table, traces))
+        stage_statistics(forward, inserter)
     if channels_last:
-        _copy_convolution_inputs(forward, Inserter(traces=traces))
-    backward = decompose(split.backward, table, inner_table, traces=traces)
-    merge_sums(backward, Inserter(inner_table, traces))
+        _copy_convolution_inputs(forward, plain)
+    take_apart(backward, table, inserter)
+    merge_sums(backward, inserter)
     if channels_last:
-        stage_sums(backward, Inserter(inner_table, traces))
+        stage_sums(backward, inserter)
     if store is not None:
-        store_sums(backward, Inserter(traces=traces), store)
+        store_sums(backward, plain, store)
     for module in (forward, backward):
         verify_absent(module.graph, table.keys(), "lower")
-    return Partition(forward, backward, split.num_fwd_outputs)
 
 
 def _copy_convolution_inputs(forward: fx.GraphModule, inserter: Inserter) -> None:

@@ -8,7 +8,7 @@ second stages are two launches more (Inductor 2.11 to 2.13). Numbers differ by r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from passes.decompose import Inserter
 from passes.derive import sizes_of
 
 aten = torch.ops.aten
+
+_SUMS = (aten.sum.dim_IntList, aten.mean.dim)
 
 
 def merge_sums(module: fx.GraphModule, inserter: Inserter) -> None:
@@ -32,11 +34,11 @@ def merge_sums(module: fx.GraphModule, inserter: Inserter) -> None:
     """
     for nodes in _groups(module.graph):
         first = nodes[0]
-        total = inserter.insert(_total, first.args[:2], first, provenance=first)
+        total = inserter.call(
+            aten.sum.dim_IntList, [*first.args[:2], True], first, provenance=first
+        )
         for node in nodes:
-            result = inserter.insert(
-                _FROM_TOTAL[node.target], [total, *node.args], node, provenance=node
-            )
+            result = _from_total(node, total, inserter)
             node.replace_all_uses_with(result)
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
@@ -48,7 +50,7 @@ def _groups(graph: fx.Graph) -> list[list[fx.Node]]:
     """Return the sums that are of one value, where there are several, each in graph order."""
     groups: dict[Any, list[fx.Node]] = {}
     for node in graph.nodes:
-        if node.target in _FROM_TOTAL and (key := _key(node)) is not None:
+        if node.target in _SUMS and (key := _key(node)) is not None:
             groups.setdefault(key, []).append(node)
     return [nodes for nodes in groups.values() if len(nodes) > 1]
 
@@ -81,24 +83,22 @@ def _behind_views(x: fx.Node) -> fx.Node:
     return x
 
 
-def _total(x: Tensor, dims: list[int]) -> Tensor:
-    return x.sum(dims, keepdim=True)
+def _from_total(node: fx.Node, total: fx.Node, inserter: Inserter) -> fx.Node:
+    """Insert what a sum or mean is, of its total with all dimensions left."""
+    x, dims, *keepdim = node.args
+    assert isinstance(x, fx.Node), f"{node} sums {x}"
+    assert isinstance(dims, (list, tuple)), f"{node} sums over {dims}"
+    result = total
+    if keepdim != [True]:
+        result = inserter.call(aten.squeeze.dims, [total, dims], node, provenance=node)
+    if node.target is aten.sum.dim_IntList:
+        return result
+    numel = math.prod([x.meta["val"].shape[dim] for dim in dims])
+    if isinstance(numel, int):
+        return inserter.call(aten.div.Tensor, [result, numel], node, provenance=node)
+    quotient: fx.Node = inserter.insert(_over_sizes, [result, x, dims], node, provenance=node)
+    return quotient
 
 
-def _sum_of(total: Tensor, x: Tensor, dims: list[int], keepdim: bool = False) -> Tensor:
-    del x
-    return total if keepdim else total.squeeze([dim % total.dim() for dim in dims])
-
-
-def _mean_of(total: Tensor, x: Tensor, dims: list[int], keepdim: bool = False) -> Tensor:
-    numel: Any = 1
-    for dim in dims:
-        numel = numel * x.shape[dim]
-    mean: Tensor = _sum_of(total, x, dims, keepdim) / numel
-    return mean
-
-
-_FROM_TOTAL: dict[Any, Callable[..., Tensor]] = {
-    aten.sum.dim_IntList: _sum_of,
-    aten.mean.dim: _mean_of,
-}
+def _over_sizes(total: Tensor, x: Tensor, dims: list[int]) -> Tensor:
+    return total / math.prod([x.shape[dim] for dim in dims])

@@ -10,6 +10,7 @@ as extra forward outputs, which makes them claimed, and dropped from the forward
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -69,6 +70,8 @@ def partition(joint: JointGraph, joint_inputs: Any, **kwargs: Any) -> Partition:
             static_lifetime_input_indices=list(joint.static_input_indices),
             **kwargs,
         )
+    # Torch's own write their Python code again at every change of the graph (2.13).
+    forward, backward = (_torch.make_graph_module(m, m.graph) for m in (forward, backward))
     _drop_outputs(forward, joint.num_fwd_outputs, len(kept))
     return Partition(forward, backward, joint.num_fwd_outputs)
 
@@ -94,15 +97,63 @@ def partition_exact(
         Forward and backward as torch's min-cut partitioner makes them.
     """
     work = joint.with_module(decompose(joint.module, table, inner_table))
+    return _partition_by(min_cut_rematerialization_partition, work, joint_inputs, kwargs)
+
+
+def kept_exactly(
+    joint: JointGraph,
+    joint_inputs: Any,
+    table: DecompositionTable = MappingProxyType({}),
+    inner_table: DecompositionTable = MappingProxyType({}),
+    **kwargs: Any,
+) -> list[fx.Node]:
+    """Return what :func:`partition_exact` keeps, without the graphs, which take as long again.
+
+    Args:
+        joint: see :func:`partition_exact`, as for the rest.
+        joint_inputs: see there.
+        table: see there.
+        inner_table: see there.
+        kwargs: see there.
+
+    Returns:
+        Nodes of a graph that is dropped, named like those of the partition. Sizes are left out.
+    """
+    work = joint.with_module(decompose(joint.module, table, inner_table))
+    try:
+        split = _partition_by(_torch.choosing_partitioner(), work, joint_inputs, kwargs)
+    except _torch.ChosenError as chosen:
+        return _read_by_gradients(work.with_module(chosen.module), chosen.saved)
+    return split.kept_nodes()
+
+
+def _partition_by(
+    partitioner: Callable[..., tuple[fx.GraphModule, fx.GraphModule]],
+    work: JointGraph,
+    joint_inputs: Any,
+    kwargs: Mapping[str, Any],
+) -> Partition:
     with _torch.partitioning(work.graph):
-        forward, backward = min_cut_rematerialization_partition(
+        forward, backward = partitioner(
             work.module,
             joint_inputs,
-            num_fwd_outputs=joint.num_fwd_outputs,
-            static_lifetime_input_indices=list(joint.static_input_indices),
+            num_fwd_outputs=work.num_fwd_outputs,
+            static_lifetime_input_indices=list(work.static_input_indices),
             **kwargs,
         )
-    return Partition(forward, backward, joint.num_fwd_outputs)
+    return Partition(forward, backward, work.num_fwd_outputs)
+
+
+def _read_by_gradients(joint: JointGraph, saved: list[fx.Node]) -> list[fx.Node]:
+    """Leave out of what is to be saved what no gradient is computed from (torch does so later)."""
+    boundary, seen = set(saved), set[fx.Node]()
+    stack = joint.bwd_outputs()
+    while stack:
+        node = stack.pop()
+        if node not in seen and node not in boundary:
+            stack.extend(node.all_input_nodes)
+        seen.add(node)
+    return [node for node in saved if node in seen]
 
 
 def random_nodes(graph: fx.Graph) -> list[fx.Node]:

@@ -86,7 +86,7 @@ def run(
             planned = _sketched(exposed, plan, rules, seed_offset, traces)
             split = partition(planned, joint_inputs, **partitioner_kwargs)
             verify_partition(planned, split)
-            split = _lowered(split, rules, traces)
+            _lower(split, rules, traces)
             tried[plan.decisions] = Outcome(exposed, costs, plan, split)
         return tried[plan.decisions]
 
@@ -149,8 +149,8 @@ def _sketched(
     return planned
 
 
-def _lowered(split: Partition, rules: Rules, traces: Traces) -> Partition:
-    return lower(
+def _lower(split: Partition, rules: Rules, traces: Traces) -> None:
+    lower(
         split,
         rules.lowerings,
         rules.primitives,

@@ -141,7 +141,7 @@ class Wait:
         arguments: reader op to the position of the argument to wait for.
     """
 
-    call: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    call: torch._ops.OpOverload
     arguments: Mapping[Any, int]
 
 
@@ -187,7 +187,7 @@ class Rules:
     path_codecs: tuple[Codec, ...] = ()
     expand_seeds: Callable[[torch.Tensor], torch.Tensor] | None = None
     wait: Wait | None = None
-    store: Callable[[torch.Tensor], torch.Tensor] | None = None
+    store: torch._ops.OpOverload | None = None
     packing: Callable[[fx.Node], Codec | None] | None = None
     channels_last: bool = False
     machine_balance: float = 10.0

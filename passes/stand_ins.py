@@ -161,11 +161,11 @@ def _wait_for_reader(
     if len(parts) == 1:
         if seed is None:
             return parts, seed
-        return parts, _insert_recomputed(wait.call, [seed, other], value, reader, stand_ins)
+        return parts, _call_recomputed(wait.call, [seed, other], value, reader, stand_ins)
     nbytes = [tensor_nbytes(part.meta["val"]) for part in parts]
     sizes = [math.inf if size is None else size for size in nbytes]
     small = sizes.index(min(sizes))
-    waited = _insert_recomputed(wait.call, [parts[small], other], value, reader, stand_ins)
+    waited = _call_recomputed(wait.call, [parts[small], other], value, reader, stand_ins)
     return (*parts[:small], waited, *parts[small + 1 :]), seed
 
 
@@ -194,11 +194,8 @@ def _insert_derived(
 def _laid_out(made: fx.Node, value: fx.Node, reader: fx.Node, stand_ins: StandIns) -> fx.Node:
     if not stand_ins.channels_last or value.meta["val"].dim() != 4:
         return made
-    return _insert_recomputed(_channels_last, [made], value, reader, stand_ins)
-
-
-def _channels_last(x: torch.Tensor) -> torch.Tensor:
-    return x.clone(memory_format=torch.channels_last)
+    layout = {"memory_format": torch.channels_last}
+    return _call_recomputed(aten.clone.default, [made], value, reader, stand_ins, layout)
 
 
 def _inputs_of(derivation: Derivation, stand_ins: StandIns) -> list[fx.Node]:
@@ -220,6 +217,20 @@ def _insert_recomputed(
         node.meta["recompute"] = _torch.MUST_RECOMPUTE
         node = node.next
     assert isinstance(made, fx.Node), f"the stand-in for {value} is no tensor"
+    return made
+
+
+def _call_recomputed(
+    op: torch._ops.OpOverload,
+    arguments: list[Any],
+    value: fx.Node,
+    reader: fx.Node,
+    stand_ins: StandIns,
+    kwargs: Mapping[str, Any] | None = None,
+) -> fx.Node:
+    """Insert one call in front of a backward node, not to be kept."""
+    made = stand_ins.inserter.call(op, arguments, reader, provenance=value, kwargs=kwargs)
+    made.meta["recompute"] = _torch.MUST_RECOMPUTE
     return made
 
 

@@ -14,11 +14,11 @@ cannot store it as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from passes.decompose import Inserter
 from passes.joint import tensor_nbytes, tensor_val
@@ -26,13 +26,11 @@ from passes.op_traits import recompute_ban
 
 aten = torch.ops.aten
 
-Store = Callable[[Tensor], Tensor]
-
 # Bytes that a kernel reads of each value in memory.
 _Reads = Mapping[fx.Node, int]
 
 
-def store_sums(module: fx.GraphModule, inserter: Inserter, store: Store) -> None:
+def store_sums(module: fx.GraphModule, inserter: Inserter, store: torch._ops.OpOverload) -> None:
     """Have elementwise values stored where that moves fewer bytes than all readers computing them.
 
     Args:
@@ -53,7 +51,7 @@ def store_sums(module: fx.GraphModule, inserter: Inserter, store: Store) -> None
             reads[node] = _combined(node, reads)
             if _gains(node, own, sum(reads[node].values()), len(kernels[node])):
                 readers = list(node.users)
-                result = inserter.insert(store, [node], node.next, provenance=node)
+                result = inserter.call(store, [node], node.next, provenance=node)
                 for reader in readers:
                     reader.replace_input_with(node, result)
                 reads[node] = reads[result] = {result: own}

@@ -10,7 +10,7 @@ import functools
 import io
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -101,8 +101,7 @@ class Report:
     num_recomputed: int
     notes: tuple[str, ...]
     exact: str | None
-    _partition_exact: Callable[[], Partition] = field(repr=False, compare=False)
-    _held_inputs: frozenset[str] = field(repr=False, compare=False, default=frozenset())
+    _count_stock: Callable[[], int] = field(repr=False, compare=False)
     _predict_memory: Callable[[], MemoryEstimate | None] = field(
         repr=False, compare=False, default=lambda: None
     )
@@ -122,21 +121,21 @@ class Report:
     def stock_nbytes(self) -> int:
         """Bytes that torch's default partition of the same graph keeps, counted alike.
 
-        Partitions the graph once more, on first use.
+        Has torch cut the graph once more, on first use.
         """
-        return kept_nbytes(self._partition_exact(), self._held_inputs)
+        return self._count_stock()
 
     def stock_nbytes_at(self, memory_budget: float) -> int:
         """Bytes that torch's partition of the same graph keeps at an activation memory budget.
 
-        Torch recomputes to stay within it, exactly. Partitions the graph once more; a graph that
-        was compiled exactly is not partitioned again.
+        Torch recomputes to stay within it, exactly. Has torch cut the graph once more; a graph that
+        was compiled exactly is not cut again.
 
         Args:
             memory_budget: torch's ``activation_memory_budget``, from 0 to 1.
         """
         with _torch.activation_memory_budget(memory_budget):
-            return kept_nbytes(self._partition_exact(), self._held_inputs)
+            return self._count_stock()
 
     @property
     def predicted_peak_nbytes(self) -> int | None:
@@ -215,7 +214,7 @@ def publish(report: Report) -> None:
 def make_report(
     outcome: Outcome,
     rules: Rules,
-    partition_exact: Callable[[], Partition],
+    count_stock: Callable[[], int],
     predict_memory: Callable[[], MemoryEstimate | None],
     *,
     remarks: Sequence[str] = (),
@@ -225,7 +224,7 @@ def make_report(
     Args:
         outcome: what the passes produced.
         rules: the rules they were given.
-        partition_exact: makes torch's default partition of the same graph, for comparison.
+        count_stock: counts the bytes that torch's default partition of the same graph keeps.
         predict_memory: predicts the memory of a step.
         remarks: put in front of the notes.
     """
@@ -254,14 +253,13 @@ def make_report(
         values=tuple(_value_row(nodes[d.node], d) for d in [*kept, *derived, *computed]),
         exact_convolutions=(*exact, *_frozen_rows(joint, gradients)),
         num_sketched_convolutions=len(gradients) - len(exact),
-        kept_nbytes=kept_nbytes(outcome.split, joint.held_inputs()),
+        kept_nbytes=kept_nbytes(outcome.split.kept_nodes(), joint.held_inputs()),
         num_recomputed=outcome.plan.counts().get(Action.RECOMPUTE.value, 0),
         recomputed_time=sum(times[d.node] for d in again),
         notes=tuple(notes),
         exact=None,
         _predict_memory=predict_memory,
-        _partition_exact=partition_exact,
-        _held_inputs=joint.held_inputs(),
+        _count_stock=count_stock,
         plan=record_plan(joint, outcome.plan),
     )
 
@@ -273,28 +271,31 @@ def make_exact_report(
     predict_memory: Callable[[], MemoryEstimate | None],
 ) -> Report:
     """Describe a graph that was compiled exactly, and why."""
+    nbytes = kept_nbytes(split.kept_nodes(), held_inputs)
     return Report(
         values=(),
         exact_convolutions=(),
         num_sketched_convolutions=0,
-        kept_nbytes=kept_nbytes(split, held_inputs),
+        kept_nbytes=nbytes,
         num_recomputed=0,
         notes=(),
         exact=reason,
         _predict_memory=predict_memory,
-        _partition_exact=lambda: split,
-        _held_inputs=held_inputs,
+        _count_stock=lambda: nbytes,
     )
 
 
-def kept_nbytes(split: Partition, held_inputs: frozenset[str]) -> int:
+def kept_nbytes(kept: Iterable[fx.Node], held_inputs: frozenset[str]) -> int:
     """Bytes of the tensors kept between forward and backward.
 
     Parameters, buffers and batch data are left out: they are alive anyway. An input that gets a
     gradient counts, being an activation of an earlier graph.
+
+    Args:
+        kept: nodes with fake tensors; one that is there twice counts once.
+        held_inputs: names of what is left out.
     """
-    kept = dict.fromkeys(split.kept_nodes())
-    vals = [tensor_val(node) for node in kept if node.name not in held_inputs]
+    vals = [tensor_val(node) for node in dict.fromkeys(kept) if node.name not in held_inputs]
     return sum(tensor_nbytes(val) or 0 for val in vals if val is not None)
 
 

@@ -22,6 +22,7 @@ from torch import fx
 import passes
 from passes import JointGraph, MemoryEstimate, Partition, Plan
 from passes.collection import without_collection
+from passes.decompose import DecompositionTable
 from passes.joint import tensor_val
 from xconv_fx import _torch, audit
 from xconv_fx.budget import StepBudget, check_exact, dynamic_sizes, make_planner
@@ -286,7 +287,9 @@ class _PartitionFunction:
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         joint = JointGraph(module, num_fwd_outputs, tuple(static_lifetime_input_indices or ()))
         inputs = inputs_of(joint, self.place.inputs)
-        exactly = functools.partial(partition_exact, joint.copy(), kwargs)
+        untouched = joint.copy()
+        exactly = functools.partial(partition_exact, untouched, kwargs)
+        count_stock = functools.partial(stock_nbytes, untouched, kwargs)
         budget = None
         try:
             if self.exact_because is not None:
@@ -295,7 +298,9 @@ class _PartitionFunction:
                 reason = "no convolution in this graph"
                 split, report = self._exact(joint, inputs, exactly, reason)
             else:
-                split, report, budget = self._sketched(joint, inputs, joint_inputs, kwargs, exactly)
+                split, report, budget = self._sketched(
+                    joint, inputs, joint_inputs, kwargs, count_stock
+                )
         except (BudgetError, passes.PlanMismatchError):
             raise
         except Exception as error:  # noqa: BLE001  training must not break because of us
@@ -315,7 +320,7 @@ class _PartitionFunction:
         inputs: GraphInputs,
         joint_inputs: Sequence[Any],
         kwargs: dict[str, Any],
-        exactly: Callable[[], Partition],
+        count_stock: Callable[[], int],
     ) -> tuple[Partition, audit.Report, _ForecastBudget | None]:
         """Take the graph through the passes.
 
@@ -346,7 +351,7 @@ class _PartitionFunction:
             self.options.noise_price,
             self.options.time_price,
             strict=self.options.strict,
-            stock_nbytes=lambda: audit.kept_nbytes(exactly(), joint.held_inputs()),
+            stock_nbytes=count_stock,
             step=step,
         )
         outcome = passes.run(
@@ -366,7 +371,7 @@ class _PartitionFunction:
             remarks = [*calibration.remarks(outcome.exposed, outcome.costs), *remarks]
         if step is not None and (sizes := dynamic_sizes(joint)) is not None:
             remarks = [f"memory_budget was planned at {sizes}; a larger batch takes more", *remarks]
-        report = audit.make_report(outcome, rules, exactly, describe, remarks=remarks)
+        report = audit.make_report(outcome, rules, count_stock, describe, remarks=remarks)
         is_open = known is None and self.plans is None
         budget = _ForecastBudget.of(step, outcome) if step is not None and is_open else None
         return outcome.split, report, budget
@@ -471,8 +476,18 @@ def device_type_of(inputs: Iterable[Any]) -> str:
 @without_collection()
 def partition_exact(joint: JointGraph, kwargs: dict[str, Any]) -> Partition:
     """Partition as torch would: its own decompositions for the ops we asked to have whole."""
-    tables = (exact_decompositions(), _torch.inductor_decompositions())
-    return passes.partition_exact(joint, (), *tables, **kwargs)
+    return passes.partition_exact(joint, (), *_exact_tables(), **kwargs)
+
+
+@without_collection()
+def stock_nbytes(joint: JointGraph, kwargs: dict[str, Any]) -> int:
+    """Count the bytes that torch's own partition keeps, see :func:`audit.kept_nbytes`."""
+    kept = passes.kept_exactly(joint, (), *_exact_tables(), **kwargs)
+    return audit.kept_nbytes(kept, joint.held_inputs())
+
+
+def _exact_tables() -> tuple[DecompositionTable, DecompositionTable]:
+    return exact_decompositions(), _torch.inductor_decompositions()
 
 
 # An odd constant that spreads the ranks over the seed space [0, 2**62).

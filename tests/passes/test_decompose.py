@@ -359,12 +359,19 @@ def test_methods_of_equal_objects_share_a_trace(toy):
     assert traced == [2, 3]
 
 
-def test_a_remembered_trace_is_not_used_for_arguments_in_another_order(toy):
+def test_a_trace_is_used_again_whatever_the_order_of_its_arguments_in_the_graph(toy):
     b = toy.Builder()
     x, y = b.input("primals_1", 2), b.input("primals_2", 2)
-    first, second = b.call(aten.sub.Tensor, x, y), b.call(aten.sub.Tensor, y, x)
-    joint = b.joint([first, second], [])
-    taken_apart = decompose(joint.module, {aten.sub.Tensor: lambda a, b: a + (-1) * b}, {})
+    pairs = ((x, y), (y, x), (x, x))
+    joint = b.joint([b.call(aten.sub.Tensor, *pair) for pair in pairs], [])
+    traced = []
+
+    def subtract(a, b):
+        traced.append(a is b)
+        return a + (-1) * b
+
+    taken_apart = decompose(joint.module, {aten.sub.Tensor: subtract}, {})
+    assert traced == [False, True]  # one value given twice is another graph
     values = torch.tensor([1.0, 2.0]), torch.tensor([5.0, 9.0])
     got = taken_apart(*values)
-    assert [g.tolist() for g in got] == [[-4.0, -7.0], [4.0, 7.0]]
+    assert [g.tolist() for g in got] == [[-4.0, -7.0], [4.0, 7.0], [0.0, 0.0]]

@@ -7,7 +7,7 @@ from functorch.compile import min_cut_rematerialization_partition
 
 from passes import Action, Decision, Plan, _torch, apply_plan
 from passes.joint import output_node
-from passes.partition import partition, partition_exact, random_nodes
+from passes.partition import kept_exactly, partition, partition_exact, random_nodes
 
 aten = torch.ops.aten
 
@@ -192,6 +192,8 @@ def test_arguments_of_the_partitioner_are_passed_through(net):
         partition(net, None, no_such_argument=1)
     with pytest.raises(TypeError, match="no_such_argument"):
         partition_exact(net, None, no_such_argument=1)
+    with pytest.raises(TypeError, match="no_such_argument"):
+        kept_exactly(net, None, no_such_argument=1)
     assert len(partition(net, None, compiler="inductor").kept_nodes()) == 2
 
 
@@ -213,12 +215,44 @@ def test_the_exact_partition_is_torchs_own(toy):
     assert split.num_fwd_outputs == 1
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, w: torch.relu(x @ w),
+        lambda x, w: torch.nn.functional.dropout(x @ w, 0.5).sin(),
+        lambda x, w: torch.softmax(x @ w, 1) * (x @ w).exp(),
+        lambda x, w: x @ w + 1,
+    ],
+)
+def test_what_is_kept_exactly_is_what_the_exact_partition_keeps(toy, function):
+    joint = toy.capture(
+        function, torch.randn(2, 4, requires_grad=True), torch.randn(4, 4, requires_grad=True)
+    )
+    expected = partition_exact(joint, None).kept_nodes()
+    with toy.untouched(joint.module):
+        kept = kept_exactly(joint, None)
+    assert names(kept) == names(expected) != []
+    assert [n.meta["val"].shape for n in kept] == [n.meta["val"].shape for n in expected]
+
+
+def test_a_value_that_no_gradient_is_computed_from_is_not_kept_exactly(toy):
+    b = toy.Builder()
+    x, grad = b.input("primals_1", 2), b.input("tangents_1", 2)
+    read, unread = b.call(aten.sin.default, x), b.call(aten.cos.default, x)
+    for value in (read, unread):
+        value.meta["recompute"] = _torch.MUST_SAVE
+    joint = b.joint([read, unread], [b.call(aten.mul.Tensor, grad, read)])
+    assert names(kept_exactly(joint, None)) == ["sin"]
+    assert names(partition_exact(joint, None).kept_nodes()) == ["sin"]
+
+
 def test_a_graph_without_a_backward_has_nothing_to_keep(toy):
     b = toy.Builder()
     x = b.input("primals_1", 2)
     split = partition(b.joint([b.call(aten.sin.default, x)], [None]), None)
     assert names(split.kept_nodes()) == []
     assert names(split.backward.graph.nodes) == ["output"]
+    assert kept_exactly(b.joint([x], [None]), None) == []
 
 
 def test_the_exact_partition_takes_apart_what_was_traced_whole(toy):
