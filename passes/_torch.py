@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -79,27 +80,41 @@ class ChosenError(Exception):
 
     Attributes:
         module: the joint graph, which the partitioner has changed.
-        saved: its nodes that are to be saved, some of which no gradient may be computed from.
+        saved: its tensors that are to be saved, some of which no gradient may be computed from.
+        others: its sizes and objects that are to be saved.
     """
 
-    def __init__(self, module: fx.GraphModule, saved: list[fx.Node]) -> None:
+    def __init__(self, module: fx.GraphModule, saved: list[fx.Node], others: list[fx.Node]) -> None:
         super().__init__()
         self.module = module
         self.saved = saved
+        self.others = others
 
 
-def choosing_partitioner() -> Callable[..., tuple[fx.GraphModule, fx.GraphModule]]:
+Partitioner = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
+
+
+def choosing_partitioner() -> Partitioner:
     """Return torch's min-cut partitioner, which ends by a :class:`ChosenError`.
 
     It extracts the graphs by a function of its module, ``_extract_fwd_bwd_modules`` (2.11 to 2.13).
     What is returned is its own code with another function under that name: nothing in torch is
-    patched. Where it never calls it, as for a graph with no gradient, it returns graphs as ever.
+    patched. Where it does not call it, as for a graph with no gradient or in a torch that has none,
+    it returns graphs as ever.
     """
+    whole: Partitioner = min_cut_rematerialization_partition
+    extract = getattr(whole, "__globals__", {}).get("_extract_fwd_bwd_modules")
+    if not isinstance(whole, types.FunctionType) or extract is None:
+        return whole
+    signature = inspect.signature(extract)
+    if not {"joint_module", "saved_values"} <= signature.parameters.keys():
+        return whole
 
-    def stop(module: fx.GraphModule, saved_values: list[fx.Node], **_: Any) -> None:
-        raise ChosenError(module, saved_values)
+    def stop(*args: Any, **kwargs: Any) -> None:
+        given = signature.bind(*args, **kwargs).arguments
+        others = [*given.get("saved_sym_nodes", ()), *(given.get("saved_opaque_nodes") or ())]
+        raise ChosenError(given["joint_module"], given["saved_values"], others)
 
-    whole = min_cut_rematerialization_partition
     names = {**whole.__globals__, "_extract_fwd_bwd_modules": stop}
     chooses = types.FunctionType(
         whole.__code__, names, whole.__name__, whole.__defaults__, whole.__closure__
@@ -116,8 +131,39 @@ def tracing_over(mode: FakeTensorMode) -> Iterator[None]:
     run in exactly the dtypes they were written for (``torch._C._DisableAutocast``, 2.13). What is
     traced writes no Python code unless it is called, see :func:`make_graph_module`.
     """
-    with mode, torch.no_grad(), torch._C._DisableAutocast(), _use_lazy_graph_module(True):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mode)
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch._C._DisableAutocast())
+        stack.enter_context(_use_lazy_graph_module(True))
+        stack.enter_context(_modules_left_alone())
         yield
+
+
+# What fx's tracer replaces while it traces, and a mark of what it leaves alone, since it takes that
+# for replaced already (2.11 to 2.13; its own mark goes by another name, mangled).
+_REPLACED_METHODS = ("__call__", "__getattr__")
+_IS_REPLACED = "__fx_already_patched"
+
+
+@contextlib.contextmanager
+def _modules_left_alone() -> Iterator[None]:
+    """Keep fx's tracer from replacing methods of ``nn.Module`` while it traces.
+
+    They have thousands of classes that inherit them, which Python goes through at every change:
+    half of the time of a small trace. What is traced here are functions of tensors; another thread
+    that traced a model in the same moment would find its modules written out.
+    """
+    found = [vars(torch.nn.Module).get(name) for name in _REPLACED_METHODS]
+    methods = [method for method in found if isinstance(method, types.FunctionType)]
+    marked = [method for method in methods if _IS_REPLACED not in vars(method)]
+    for method in marked:
+        vars(method)[_IS_REPLACED] = True
+    try:
+        yield
+    finally:
+        for method in marked:
+            vars(method).pop(_IS_REPLACED, None)
 
 
 @contextlib.contextmanager

@@ -152,19 +152,25 @@ class Inserter:
         provenance: fx.Node,
         kwargs: Mapping[str, Any] | None = None,
     ) -> fx.Node:
-        """Insert one call of an op that the inner compiler takes as it is; it needs no trace.
+        """Insert one call, without a trace unless the inner compiler wants the op taken apart.
 
         Args:
-            op: in no table of decompositions.
+            op: yields one tensor.
             args: positional arguments, nodes among them.
             before: the node in front of which the call is inserted.
             provenance: the node whose source location the call carries.
             kwargs: keyword arguments, no nodes.
         """
-        assert op not in self.inner_table, f"{op} would be taken apart"
         given = dict(kwargs or {})
+        if op in self.inner_table:
+            flat = _Call(op, len(args), tuple(given))
+            made: fx.Node = self.insert(
+                flat, [*args, *given.values()], before, provenance=provenance
+            )
+            return made
         with before.graph.inserting_before(before):
-            node = before.graph.call_function(op, tuple(args), given)
+            name = op.overloadpacket.__name__
+            node = before.graph.create_node("call_function", op, tuple(args), given, name)
         with _torch.tracing_over(_torch.fake_mode_of(before.graph)):
             node.meta["val"] = op(*map_arg(tuple(args), lambda n: n.meta["val"]), **given)
         set_provenance(node, provenance)

@@ -10,7 +10,7 @@ as extra forward outputs, which makes them claimed, and dropped from the forward
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -70,8 +70,7 @@ def partition(joint: JointGraph, joint_inputs: Any, **kwargs: Any) -> Partition:
             static_lifetime_input_indices=list(joint.static_input_indices),
             **kwargs,
         )
-    # Torch's own write their Python code again at every change of the graph (2.13).
-    forward, backward = (_torch.make_graph_module(m, m.graph) for m in (forward, backward))
+    forward, backward = _owned(forward), _owned(backward)
     _drop_outputs(forward, joint.num_fwd_outputs, len(kept))
     return Partition(forward, backward, joint.num_fwd_outputs)
 
@@ -117,18 +116,22 @@ def kept_exactly(
         kwargs: see there.
 
     Returns:
-        Nodes of a graph that is dropped, named like those of the partition. Sizes are left out.
+        Nodes named like those of the partition. Sizes may be left out.
     """
     work = joint.with_module(decompose(joint.module, table, inner_table))
+    partitioner = _torch.choosing_partitioner()
+    if any(map(_torch.asks_to_recompute, random_nodes(work.graph))):
+        # Torch adds the generator's state to what it has chosen.
+        partitioner = min_cut_rematerialization_partition
     try:
-        split = _partition_by(_torch.choosing_partitioner(), work, joint_inputs, kwargs)
+        split = _partition_by(partitioner, work, joint_inputs, kwargs)
     except _torch.ChosenError as chosen:
-        return _read_by_gradients(work.with_module(chosen.module), chosen.saved)
+        return _read_in_backward(work.with_module(chosen.module), chosen.saved, chosen.others)
     return split.kept_nodes()
 
 
 def _partition_by(
-    partitioner: Callable[..., tuple[fx.GraphModule, fx.GraphModule]],
+    partitioner: _torch.Partitioner,
     work: JointGraph,
     joint_inputs: Any,
     kwargs: Mapping[str, Any],
@@ -144,16 +147,33 @@ def _partition_by(
     return Partition(forward, backward, work.num_fwd_outputs)
 
 
-def _read_by_gradients(joint: JointGraph, saved: list[fx.Node]) -> list[fx.Node]:
-    """Leave out of what is to be saved what no gradient is computed from (torch does so later)."""
-    boundary, seen = set(saved), set[fx.Node]()
-    stack = joint.bwd_outputs()
+def _read_in_backward(
+    joint: JointGraph, saved: list[fx.Node], others: list[fx.Node]
+) -> list[fx.Node]:
+    """Leave out of what is to be saved what the backward does not read, as torch does later."""
+    writes = [n for n in joint.backward_nodes() if _is_write(n)]
+    stack = [*joint.bwd_outputs(), *writes]
+    boundary, seen = {*saved, *others}, set[fx.Node]()
     while stack:
         node = stack.pop()
         if node not in seen and node not in boundary:
             stack.extend(node.all_input_nodes)
         seen.add(node)
     return [node for node in saved if node in seen]
+
+
+def _is_write(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _owned(module: fx.GraphModule) -> fx.GraphModule:
+    """Make a graph of torch's partitioner one that passes may change in place.
+
+    Its inputs share metadata with the other graph's, and its code would be written at each pass.
+    """
+    for node in module.graph.find_nodes(op="placeholder"):
+        node.meta = dict(node.meta)
+    return _torch.make_graph_module(module, module.graph)
 
 
 def random_nodes(graph: fx.Graph) -> list[fx.Node]:

@@ -210,12 +210,9 @@ def _insert_recomputed(
     stand_ins: StandIns,
 ) -> fx.Node:
     """Insert a function's calls in front of a backward node, none of them to be kept."""
-    mark = reader.prev
+    last = reader.prev
     made = stand_ins.inserter.insert(function, arguments, reader, provenance=value)
-    node = mark.next
-    while node is not reader:
-        node.meta["recompute"] = _torch.MUST_RECOMPUTE
-        node = node.next
+    _tag_recomputed(last, reader)
     assert isinstance(made, fx.Node), f"the stand-in for {value} is no tensor"
     return made
 
@@ -229,9 +226,18 @@ def _call_recomputed(
     kwargs: Mapping[str, Any] | None = None,
 ) -> fx.Node:
     """Insert one call in front of a backward node, not to be kept."""
+    last = reader.prev
     made = stand_ins.inserter.call(op, arguments, reader, provenance=value, kwargs=kwargs)
-    made.meta["recompute"] = _torch.MUST_RECOMPUTE
+    _tag_recomputed(last, reader)
     return made
+
+
+def _tag_recomputed(before: fx.Node, reader: fx.Node) -> None:
+    """Tag what has been inserted between two nodes."""
+    node = before.next
+    while node is not reader:
+        node.meta["recompute"] = _torch.MUST_RECOMPUTE
+        node = node.next
 
 
 def _size_argument(value: fx.Node, dim: int) -> int | fx.Node:

@@ -437,7 +437,7 @@ class _PartitionFunction:
 
 
 def _announce(report: audit.Report) -> None:
-    """Publish a report; its text partitions the graph once more, which must not end training."""
+    """Publish a report; its text has torch cut the graph once more: that must not end training."""
     try:
         audit.publish(report)
         _torch.emit_artifact("xconv_report", report.__str__)

@@ -8,6 +8,7 @@ import torch
 from expecttest import assert_expected_inline
 
 from passes.decompose import Inserter, Traces, decompose
+from passes.joint import output_node
 
 aten = torch.ops.aten
 
@@ -375,3 +376,28 @@ def test_a_trace_is_used_again_whatever_the_order_of_its_arguments_in_the_graph(
     values = torch.tensor([1.0, 2.0]), torch.tensor([5.0, 9.0])
     got = taken_apart(*values)
     assert [g.tolist() for g in got] == [[-4.0, -7.0], [4.0, 7.0], [0.0, 0.0]]
+
+
+def test_a_single_call_is_inserted_as_it_is(toy):
+    b = toy.Builder()
+    x, y = b.input("primals_1", 2, 3, 4, 4), b.call(aten.sin.default, b.input("primals_2", 2))
+    y.meta |= PROVENANCE
+    joint = b.joint([y], [])
+    node = Inserter().call(
+        aten.clone.default, [x], y.next, provenance=y, kwargs={"memory_format": torch.channels_last}
+    )
+    assert (node.target, node.args) == (aten.clone.default, (x,))
+    assert node.meta["val"].is_contiguous(memory_format=torch.channels_last)
+    assert {key: node.meta[key] for key in PROVENANCE} == PROVENANCE
+    assert [n.name for n in joint.graph.nodes][-3:] == ["sin", "clone", "output"]
+
+
+def test_a_single_call_is_taken_apart_where_the_inner_compiler_wants_it(toy):
+    b = toy.Builder()
+    x = b.input("primals_1", 2)
+    output = output_node(b.joint([x], []).graph)
+    table = {aten.sub.Tensor: lambda a, b, *, alpha=1: a + b * -alpha}
+    node = Inserter(table).call(aten.sub.Tensor, [x, x], output, provenance=x, kwargs={"alpha": 3})
+    assert node.target is aten.add.Tensor
+    (product,) = (n for n in node.all_input_nodes if n is not x)
+    assert product.args == (x, -3)

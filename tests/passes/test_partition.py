@@ -1,5 +1,7 @@
 """Forward and backward exactly as the tags say, and where torch's partitioner alone fails."""
 
+import sys
+
 import pytest
 import torch
 from expecttest import assert_expected_inline
@@ -244,6 +246,61 @@ def test_a_value_that_no_gradient_is_computed_from_is_not_kept_exactly(toy):
     joint = b.joint([read, unread], [b.call(aten.mul.Tensor, grad, read)])
     assert names(kept_exactly(joint, None)) == ["sin"]
     assert names(partition_exact(joint, None).kept_nodes()) == ["sin"]
+
+
+def test_the_size_of_a_value_is_kept_exactly_without_the_value(toy):
+    b = toy.Builder(dynamic=True)
+    x, grad = b.input("primals_1", "n", 4), b.input("tangents_1", "n", 4)
+    sized, read = b.call(aten.sin.default, x), b.call(aten.cos.default, x)
+    for value in (sized, read):
+        value.meta["recompute"] = _torch.MUST_SAVE
+    size = b.call(aten.sym_size.int, sized, 0)
+    scaled = b.call(aten.mul.Tensor, b.call(aten.mul.Tensor, grad, size), read)
+    joint = b.joint([sized, read], [scaled])
+    kept = partition_exact(joint, None).kept_nodes()
+    expected = [n for n in kept if isinstance(n.meta["val"], torch.Tensor)]
+    assert names(kept_exactly(joint, None)) == names(expected) == ["cos"]
+
+
+def test_what_the_backward_writes_is_kept_exactly(toy):
+    b = toy.Builder()
+    x, grad, buffer = b.input("primals_1", 2), b.input("tangents_1", 2), b.input("primals_2", 2)
+    y = b.call(aten.sin.default, x)
+    y.meta["recompute"] = _torch.MUST_SAVE
+    write = b.call(aten.copy_.default, buffer, y)
+    write.meta["partitioner_tag"] = "must_be_in_backward"
+    joint = b.joint([y], [b.call(aten.neg.default, grad), None])
+    expected = partition_exact(joint, None).kept_nodes()
+    assert names(kept_exactly(joint, None)) == names(expected)
+    assert "sin" in names(expected)
+
+
+def test_a_graph_that_draws_again_is_partitioned_whole(toy, monkeypatch):
+    """The state of the generator is kept as well, which torch adds when it has both graphs."""
+    chosen = []
+    monkeypatch.setattr(
+        sys.modules[kept_exactly.__module__],
+        "min_cut_rematerialization_partition",
+        lambda module, *_, **__: chosen.append(module) or (module, module),
+    )
+    b = toy.Builder()
+    x, grad = b.input("primals_1", 2), b.input("tangents_1", 2)
+    noise = b.call(aten.rand_like.default, x)
+    joint = b.joint([b.call(aten.mul.Tensor, x, noise)], [b.call(aten.mul.Tensor, grad, noise)])
+    assert names(kept_exactly(joint, None)) == ["rand_like"]
+    assert chosen == []
+    noise.meta["recompute"] = _torch.MUST_RECOMPUTE
+    kept_exactly(joint, None)
+    assert len(chosen) == 1
+
+
+def test_the_graphs_share_no_metadata(toy):
+    b = toy.Builder()
+    x, grad = b.input("primals_1", 2), b.input("tangents_1", 2)
+    joint = b.joint([b.call(aten.sin.default, x)], [b.call(aten.mul.Tensor, grad, x)])
+    split = partition(apply_plan(joint, plan_of(("primals_1", Action.KEEP))), None)
+    metas = [id(n.meta) for m in (split.forward, split.backward) for n in m.graph.nodes]
+    assert len(set(metas)) == len(metas)
 
 
 def test_a_graph_without_a_backward_has_nothing_to_keep(toy):

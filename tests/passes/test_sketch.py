@@ -11,6 +11,7 @@ from passes.derive import Derivation
 from passes.joint import memory_order
 from passes.rules import Wait
 from passes.sketch import apply_plan
+from passes.verify import verify_planned
 
 aten = torch.ops.aten
 
@@ -614,3 +615,24 @@ def test_a_derived_value_is_laid_out_like_a_decoded_one(toy):
         (read,) = [n for n in planned.outputs[1].all_input_nodes if n.name != "tangents_1"]
         layout = torch.channels_last if channels_last else torch.contiguous_format
         assert read.meta["val"].is_contiguous(memory_format=layout)
+
+
+def test_a_layout_that_the_inner_compiler_takes_apart_is_made_again_whole(toy):
+    b = toy.Builder()
+    x, grad = b.input("primals_1", 2, 3, 4, 4), b.input("tangents_1", 2, 3, 4, 4)
+    sine = b.call(aten.sin.default, x)
+    double = b.call(aten.mul.Tensor, sine, 2.0)
+    joint = b.joint([double], [b.call(aten.mul.Tensor, grad, double)])
+    derived = Decision("mul", Action.DERIVE, None, 0, 0, 0.0, Derivation(("sin",), ()))
+    plan = Plan((*plan_of(("sin", Action.SKETCH, toy.Half())).decisions, derived), 0.0)
+
+    def taken_apart(x, *, memory_format):
+        del memory_format
+        return (x + 1) - 1
+
+    planned = apply_plan(
+        joint, plan, channels_last=True, primitives={aten.clone.default: taken_apart}
+    )
+    (added,) = calls(planned.graph, aten.add.Tensor)
+    assert added.meta["recompute"].name == "MUST_RECOMPUTE"
+    verify_planned(planned, "sketch")

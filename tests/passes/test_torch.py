@@ -1,10 +1,13 @@
 """What ``passes`` takes from private torch modules still behaves as it relies on."""
 
+import functools
+
 import pytest
 import torch
 from expecttest import assert_expected_inline
-from functorch.compile import config
+from functorch.compile import config, min_cut_rematerialization_partition
 from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from passes import _torch
@@ -45,6 +48,35 @@ def test_the_partitioner_is_told_to_leave_the_graph_alone_for_a_while():
         assert (config.cse, config.activation_memory_budget) == (True, 0.5)
 
 
+def test_the_partitioner_is_stopped_when_it_has_chosen(toy):
+    b = toy.Builder()
+    x, grad = b.input("primals_1", 2), b.input("tangents_1", 2)
+    y = b.call(aten.sin.default, x)
+    joint = b.joint([y], [b.call(aten.mul.Tensor, grad, y)])
+    names = min_cut_rematerialization_partition.__globals__
+    extract = names["_extract_fwd_bwd_modules"]
+    with pytest.raises(_torch.ChosenError) as caught, _torch.partitioning(joint.graph):
+        _torch.choosing_partitioner()(joint.module, None, num_fwd_outputs=1)
+    assert [node.name for node in caught.value.saved] == ["sin"]
+    assert caught.value.module is joint.module
+    assert names["_extract_fwd_bwd_modules"] is extract
+
+
+def test_a_partitioner_that_extracts_in_another_way_is_not_stopped(monkeypatch):
+    def whole(module):
+        return module, _extract_fwd_bwd_modules
+
+    def _extract_fwd_bwd_modules(graph, kept):
+        return graph, kept
+
+    monkeypatch.setattr(_torch, "min_cut_rematerialization_partition", whole)
+    assert _torch.choosing_partitioner() is whole
+    monkeypatch.setitem(whole.__globals__, "_extract_fwd_bwd_modules", _extract_fwd_bwd_modules)
+    assert _torch.choosing_partitioner() is whole
+    monkeypatch.setattr(_torch, "min_cut_rematerialization_partition", functools.partial(whole))
+    assert isinstance(_torch.choosing_partitioner(), functools.partial)
+
+
 def test_traced_ops_run_in_the_dtypes_they_are_written_for(toy):
     b = toy.Builder()
     x = b.input("primals_1", 2, 2).meta["val"]
@@ -54,6 +86,27 @@ def test_traced_ops_run_in_the_dtypes_they_are_written_for(toy):
             assert torch.mm(x, x).dtype == torch.float32
             assert not torch.is_grad_enabled()
             assert torch.empty(2).fake_mode is b.mode
+
+
+def test_a_trace_leaves_modules_alone_and_the_next_one_does_not(toy):
+    mode = toy.Builder().mode
+    original = torch.nn.Module.__call__
+    calls = []
+
+    def traced(x):
+        calls.append(torch.nn.Module.__call__)
+        return x.sin()
+
+    with mode:
+        x = torch.empty(2)
+    with _torch.tracing_over(mode):
+        make_fx(traced)(x)
+    with pytest.raises(ZeroDivisionError), _torch.tracing_over(mode):
+        make_fx(lambda x: x / (1 // 0))(x)
+    make_fx(traced)(torch.empty(2))
+    assert [call is original for call in calls] == [True, False]
+    layers = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    assert [n.op for n in fx.symbolic_trace(layers).graph.nodes][1] == "call_module"
 
 
 def test_the_fake_mode_is_found_behind_nodes_without_one(toy):
