@@ -81,11 +81,7 @@ class JointGraph:
         described = output_node(self.graph).meta.get("desc")
         told = described if isinstance(described, (list, tuple)) else ()
         new = [given for output in told if (given := _torch.mutated_input(output)) is not None]
-        written = [
-            node.args[0]
-            for node in self.graph.nodes
-            if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-        ]
+        written = [node.args[0] for node in self.graph.nodes if is_write(node)]
         return frozenset(p for p in self.primals if p in written or p.meta.get("desc") in new)
 
     def backward_nodes(self) -> dict[fx.Node, None]:
@@ -111,6 +107,11 @@ class JointGraph:
 def is_tangent(node: fx.Node) -> bool:
     """Whether ``node`` is a gradient that flows in from outside (AOTAutograd's naming)."""
     return node.op == "placeholder" and "tangents" in str(node.target)
+
+
+def is_write(node: fx.Node) -> bool:
+    """Whether ``node`` writes into one of its arguments."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def output_node(graph: fx.Graph) -> fx.Node:

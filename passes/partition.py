@@ -21,7 +21,7 @@ from torch import fx
 
 from passes import _torch
 from passes.decompose import DecompositionTable, decompose
-from passes.joint import JointGraph, output_node
+from passes.joint import JointGraph, is_write, output_node
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,7 @@ def _read_in_backward(
     joint: JointGraph, saved: list[fx.Node], others: list[fx.Node]
 ) -> list[fx.Node]:
     """Leave out of what is to be saved what the backward does not read, as torch does later."""
-    writes = [n for n in joint.backward_nodes() if _is_write(n)]
-    stack = [*joint.bwd_outputs(), *writes]
+    stack = [*joint.bwd_outputs(), *filter(is_write, joint.backward_nodes())]
     boundary, seen = {*saved, *others}, set[fx.Node]()
     while stack:
         node = stack.pop()
@@ -160,10 +159,6 @@ def _read_in_backward(
             stack.extend(node.all_input_nodes)
         seen.add(node)
     return [node for node in saved if node in seen]
-
-
-def _is_write(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _owned(module: fx.GraphModule) -> fx.GraphModule:

@@ -601,15 +601,22 @@ def test_nothing_waits_for_an_argument_that_is_none_or_not_named(toy, net, codec
         assert not calls(apply_plan(net, decided, wait=waiting(0)).graph, WAIT)
 
 
-def test_a_derived_value_is_laid_out_like_a_decoded_one(toy):
-    """Made of a contiguous mask, it would be contiguous itself."""
+@pytest.fixture
+def derived(toy):
+    """A graph whose backward reads twice a sine, and a plan that doubles the decoded sine."""
     b = toy.Builder()
     x, grad = b.input("primals_1", 2, 3, 4, 4), b.input("tangents_1", 2, 3, 4, 4)
     sine = b.call(aten.sin.default, x)
     double = b.call(aten.mul.Tensor, sine, 2.0)
     joint = b.joint([double], [b.call(aten.mul.Tensor, grad, double)])
-    derived = Decision("mul", Action.DERIVE, None, 0, 0, 0.0, Derivation(("sin",), ()))
-    plan = Plan((*plan_of(("sin", Action.SKETCH, toy.Half())).decisions, derived), 0.0)
+    doubled = Decision("mul", Action.DERIVE, None, 0, 0, 0.0, Derivation(("sin",), ()))
+    plan = Plan((*plan_of(("sin", Action.SKETCH, toy.Half())).decisions, doubled), 0.0)
+    return joint, plan
+
+
+def test_a_derived_value_is_laid_out_like_a_decoded_one(derived):
+    """Made of a contiguous mask, it would be contiguous itself."""
+    joint, plan = derived
     for channels_last in (False, True):
         planned = apply_plan(joint, plan, channels_last=channels_last)
         (read,) = [n for n in planned.outputs[1].all_input_nodes if n.name != "tangents_1"]
@@ -617,14 +624,8 @@ def test_a_derived_value_is_laid_out_like_a_decoded_one(toy):
         assert read.meta["val"].is_contiguous(memory_format=layout)
 
 
-def test_a_layout_that_the_inner_compiler_takes_apart_is_made_again_whole(toy):
-    b = toy.Builder()
-    x, grad = b.input("primals_1", 2, 3, 4, 4), b.input("tangents_1", 2, 3, 4, 4)
-    sine = b.call(aten.sin.default, x)
-    double = b.call(aten.mul.Tensor, sine, 2.0)
-    joint = b.joint([double], [b.call(aten.mul.Tensor, grad, double)])
-    derived = Decision("mul", Action.DERIVE, None, 0, 0, 0.0, Derivation(("sin",), ()))
-    plan = Plan((*plan_of(("sin", Action.SKETCH, toy.Half())).decisions, derived), 0.0)
+def test_a_layout_that_the_inner_compiler_takes_apart_is_made_again_whole(derived):
+    joint, plan = derived
 
     def taken_apart(x, *, memory_format):
         del memory_format
