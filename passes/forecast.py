@@ -12,7 +12,8 @@ backward, and knows three kinds of calls:
       read for each of them (``realize_reads_threshold``, 2.13).
 
 A kept value is in memory from its making to its last read; a stand-in that is read as a whole is
-one more value, for that read. On the CPU all loops between two calls are one function, whose values
+one more value, for that read; a call that is run again stores its results once more, where the
+backward first reads them. On the CPU all loops between two calls are one function, whose values
 are in memory together, but that each may take the place of one that is read there for the last
 time. What is left out are choices of Inductor's scheduler: which loops it merges, in which order,
 and which of their values stay in registers. The schedule itself is right to some
@@ -45,6 +46,7 @@ from passes.workspace import Layouts, Workspaces, workspace_nbytes
 # A stand-in is read as codes, offsets and steps.
 _READS_OF_STAND_IN = 3
 _STAND_IN = ":stand-in"
+_AGAIN = ":again"
 
 
 class _Kind(Enum):
@@ -130,7 +132,7 @@ class Forecast:
         """Forecast the memory of a step under a plan.
 
         Args:
-            plan: of the same graph. Costly calls that it computes again count as cheap ones.
+            plan: of the same graph.
 
         Returns:
             Bytes above what is allocated before the step.
@@ -192,25 +194,31 @@ class Forecast:
             value = self.base[node]
             if value in self._made or is_tangent(value):
                 return reads.get(value, ())
-            return self._resolve(node, decisions, resolved)
+            return self._resolve(node, decisions, resolved, launches)
 
         launches = _Launches(self._nbytes)
         for call in self.backward:
-            sources = call.node.all_input_nodes
-            if call.kind is _Kind.EXTERN:
-                operands: list[str] = []
-                for node in sources:
-                    read = read_in_backward(node)
-                    if read and read != (self.base[node].name,):
-                        rebuilt = f"{node.name} for {call.node.name}"
-                        launches.loops(node, [rebuilt], read)
-                        read = (rebuilt,)
-                    operands.extend(read)
-                read = tuple(dict.fromkeys(operands))
-            else:
-                read = _union(map(read_in_backward, sources))
+            reads_of = {node: read_in_backward(node) for node in call.node.all_input_nodes}
+            read = self._read(call, reads_of, launches)
             self._settle(call, read, whole, launches, reads)
         return tuple(launches.kernels)
+
+    def _read(
+        self, call: _Call, reads_of: dict[fx.Node, tuple[str, ...]], launches: _Launches
+    ) -> tuple[str, ...]:
+        """What a call of the backward reads: as a whole what it needs so, else what that is of."""
+        if call.kind is not _Kind.EXTERN:
+            return _union(reads_of.values())
+        operands = []
+        for node, read in reads_of.items():
+            name = self.base[node].name
+            if read in ((), (name,), (f"{name}{_AGAIN}",)):
+                operands.append(read)
+            else:
+                rebuilt = f"{node.name} for {call.node.name}"
+                launches.loops(node, [rebuilt], read)
+                operands.append((rebuilt,))
+        return _union(operands)
 
     def _settle(
         self,
@@ -234,8 +242,12 @@ class Forecast:
         node: fx.Node,
         decisions: Mapping[str, Decision],
         resolved: dict[fx.Node, tuple[str, ...]],
+        launches: _Launches,
     ) -> tuple[str, ...]:
-        """Which kept values the backward reads where it reads a value of the forward."""
+        """Which values the backward reads where it reads one of the forward, run again if need be.
+
+        These are kept ones, and results of costly calls.
+        """
         stack = [node]
         while stack:
             current = stack[-1]
@@ -249,7 +261,14 @@ class Forecast:
                 if waiting:
                     stack.extend(waiting)
                     continue
-                resolved[current] = _union(resolved[source] for source in sources)
+                call = self._costly.get(current)
+                if call is not None and current is call.node:
+                    reads = {source: resolved[source] for source in sources}
+                    launches.run(call, self._read(call, reads, launches), again=True)
+                if call is not None and current in call.results:
+                    resolved[current] = (f"{current.name}{_AGAIN}",)
+                else:
+                    resolved[current] = _union(resolved[source] for source in sources)
             stack.pop()
         return resolved[node]
 
@@ -279,10 +298,17 @@ class Forecast:
     def _nbytes(self) -> dict[str, int | None]:
         vals = ((node, tensor_val(node)) for node in self.base)
         sizes: dict[str, int | None] = {n.name: tensor_nbytes(v) for n, v in vals if v is not None}
-        for call in self.backward:
+        for call in (*self.forward, *self.backward):
             for source in call.node.all_input_nodes:
                 sizes[f"{source.name} for {call.node.name}"] = sizes.get(source.name, 0)
+        sizes.update((f"{n.name}{_AGAIN}", sizes[n.name]) for n in self._costly if n.name in sizes)
         return sizes
+
+    @functools.cached_property
+    def _costly(self) -> Mapping[fx.Node, _Call]:
+        """The calls of the forward that cannot be computed wherever they are read, by results."""
+        calls = (call for call in self.forward if call.kind is not _Kind.INLINED)
+        return {node: call for call in calls for node in (call.node, *call.results)}
 
     @functools.cached_property
     def _primals(self) -> list[fx.Node]:
@@ -379,9 +405,9 @@ class _Launches:
     is_open: bool = False
     called: set[str] = field(default_factory=set)
 
-    def run(self, call: _Call, reads: Sequence[str]) -> None:
-        """Add a call that stores its results."""
-        names = [result.name for result in call.results]
+    def run(self, call: _Call, reads: Sequence[str], *, again: bool = False) -> None:
+        """Add a call that stores its results, those of a call that was run before once more."""
+        names = [f"{result.name}{_AGAIN}" if again else result.name for result in call.results]
         if call.kind is not _Kind.EXTERN:
             self.loops(call.node, names, reads)
             return

@@ -71,6 +71,35 @@ def test_what_is_computed_again_is_stored_where_a_product_reads_it(toy):
     assert again.peak.kernel == "mm_2"
 
 
+def test_a_product_that_is_run_again_is_in_memory_until_its_last_reader(toy):
+    b = toy.Builder()
+    x, w, grad = b.input("primals_1", 2, 4), b.input("primals_2", 4, 4), b.input("tangents_1", 2, 4)
+    product = b.call(aten.mm.default, x, w)
+    value = b.call(aten.sin.default, product)
+    y = b.call(aten.mm.default, value, w)
+    gradient = b.call(aten.mm.default, b.call(aten.t.default, value), grad)
+    joint = b.joint([y], [b.call(aten.mul.Tensor, grad, product), gradient], static=(1,))
+    kept, again = forecast(joint, keep("mm")), forecast(joint, keep())
+    assert (kept.kept_nbytes, again.kept_nbytes) == (V, 0)
+    assert kept.backward_peak_nbytes == again.backward_peak_nbytes == GRADIENT_PEAK + V
+    assert "mm:again" in {value.name for value in again.peak.largest}
+
+
+def test_parts_of_what_is_run_again_are_stored_together_and_those_that_are_kept_are_read(toy):
+    b = toy.Builder()
+    x, grad = b.input("primals_1", 2, 4), b.input("tangents_1", 2, 1)
+    both = b.call(aten.var_mean.correction, x, [1], keepdim=True)
+    var, mean = (b.call(operator.getitem, both, i) for i in range(2))
+    y = b.call(aten.sub.Tensor, var, mean)
+    read = [b.call(aten.mul.Tensor, grad, part) for part in (var, mean)]
+    joint = b.joint([y], [b.call(aten.add.Tensor, *read)])
+    none, one = forecast(joint, keep()), forecast(joint, keep("getitem"))
+    small = 2 * 4
+    # Output, tangent, the two parts once more, of which the gradient takes the place of none.
+    assert none.backward_peak_nbytes == 5 * small
+    assert one.backward_peak_nbytes == 5 * small
+
+
 def test_a_stand_in_is_kept_in_place_of_the_value_which_is_made_for_its_reader(toy):
     memory = forecast(between_products(toy, aten.sin.default), sketch(toy, "sin", 6))
     assert memory.kept_nbytes == 6

@@ -42,7 +42,8 @@ spatial dimension split into (tile count, t), or with cells into (tile count, t 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -131,6 +132,9 @@ def untile_with_rows(
     planes = planes.as_strided(planes.shape, planes.stride())
     ordered = planes.permute(planes_order(dim_order)).movedim(-2, 0)
     kinds = finest_kinds(len(size) - 2, kept)
+    if kinds is not None and _is_cut_first(size, side, dim_order):
+        value = _from_places(ordered, signs, kinds, size, side, dim_order)
+        return value.to(dtype).permute(inverse(dim_order))
     rows = _signs(signs, [1.0] * (planes.shape[0] - 1), planes)
     if kinds is not None:
         value = _from_cells(ordered, rows, kinds, dim_order)
@@ -320,32 +324,117 @@ def _to_cells(tiled: Tensor, dim_order: Sequence[int]) -> list[Tensor]:
 def _from_cells(
     ordered: Tensor, signs: Sequence[Tensor], kinds: Sequence[int], dim_order: Sequence[int]
 ) -> Tensor:
-    """Add up rows over cells.
-
-    Rows that change their sign along the first spatial dimension in memory are added up apart from
-    the others, so that elements two by two are the sum and the difference of both. Along the
-    others they are multiplied by signs that are the same everywhere: what is stacked more than
-    once, Inductor (2.13) would copy. One row comes last, with the mean: what reads sums alone gets
-    a loop of another shape, before which they would be stored.
-    """
+    """Add up rows over the cells of whole tiles."""
     inner, (first, *others) = _inner_dims(dim_order), _axes(dim_order)
     places = [place + earlier for earlier, place in enumerate(inner)][1:]
-    mean, *drawn = (_unsqueeze(_spread(plane, dim_order), places) for plane in ordered)
-    alternating = 1 - 2 * torch.arange(2, device=mean.device).to(mean.dtype)
-    alike: list[Tensor] = []
-    changing: list[Tensor] = []
-    for plane, sign, kind in zip(drawn, signs, kinds, strict=True):
-        sign = _unsqueeze(sign, places)
-        for place, axis in zip(places, others, strict=True):
-            if kind >> axis & 1:
-                sign = sign * alternating.view([-1] + [1] * (sign.dim() - 1 - place))
-        (changing if kind >> first & 1 else alike).append(plane * sign)
-    last = mean
-    if alike:
-        last = last + alike.pop()
+    planes = [_unsqueeze(_spread(plane, dim_order), places) for plane in ordered]
+    changes = {
+        axis: _alternating(2, planes[0], place) for axis, place in zip(others, places, strict=True)
+    }
+    spread = [_unsqueeze(sign, places) for sign in signs]
+    return torch.stack(_halves(planes, spread, kinds, first, changes), inner[0] + 1)
+
+
+def _is_cut_first(size: Size, side: int, dim_order: Sequence[int]) -> bool:
+    """Whether to decode only what is not cut off: if that takes no pair apart and is fast.
+
+    In three dimensions it takes twice as long as to decode whole tiles and to copy, unless channels
+    lie innermost (Inductor 2.13).
+    """
+    spatial = [size[dim] for dim in dim_order if dim >= 2]
+    is_static = all(isinstance(extent, int) for extent in spatial)
+    is_cut = is_static and any(extent % side for extent in spatial)
+    is_fast = len(spatial) < 3 or dim_order[-1] == 1
+    return is_cut and is_fast and spatial[0] % 2 == 0
+
+
+def _from_places(
+    ordered: Tensor,
+    words: Tensor,
+    kinds: Sequence[int],
+    size: Size,
+    side: int,
+    dim_order: Sequence[int],
+) -> Tensor:
+    """Add up rows over cells, at those places alone that are not cut off; return what is ordered.
+
+    What is stacked and then cut, Inductor (2.13) stores twice: with what sticks out, and without.
+    """
+    first, *others = _axes(dim_order)
+    # Of each spatial dimension the places in a tile, and those to a sign; of the first one pairs.
+    in_tile = {axis + 2: side for axis in others} | {first + 2: side // 2}
+    in_cell = {axis + 2: 2 for axis in others} | {first + 2: 1}
+    halved = [extent // 2 if dim == first + 2 else extent for dim, extent in enumerate(size)]
+    planes = _at_places(ordered, in_tile, halved, dim_order).unbind()
+    for place, dim in enumerate(dim_order, start=1):
+        words = words.flatten(place, place + 1) if dim >= 2 else words
+    signs = _signs(_at_places(words, in_cell, halved, dim_order), [1.0] * len(kinds), ordered)
+    place_of = {axis: dim_order.index(axis + 2) for axis in (first, *others)}
+    changes = {axis: _alternating(size[axis + 2], planes[0], place_of[axis]) for axis in others}
+    halves = _halves(planes, signs, kinds, first, changes)
+    return torch.stack(halves, place_of[first] + 1).flatten(place_of[first], place_of[first] + 1)
+
+
+def _at_places(
+    x: Tensor, counts: Mapping[int, int], size: Size, dim_order: Sequence[int]
+) -> Tensor:
+    """Repeat what is told of tiles or cells for each of their places, but those that stick out.
+
+    Args:
+        x: tensor ``(rows, *ordered)``.
+        counts: by spatial dimension how many places there are to each element of ``x``.
+        size: how many places there are to be.
+        dim_order: dimensions from outermost to innermost in memory.
+    """
+    for place, dim in enumerate(dim_order, start=1):
+        if dim in counts:
+            x = x.repeat_interleave(counts[dim], place).narrow(place, 0, size[dim])
+    return x
+
+
+def _alternating(count: int, like: Tensor, place: int) -> Tensor:
+    """Return 1, -1, 1, ... along a dimension of a tensor, which it can be multiplied by."""
+    signs = 1 - 2 * (torch.arange(count, device=like.device) % 2)
+    return signs.to(like.dtype).view([-1] + [1] * (like.dim() - 1 - place))
+
+
+def _halves(
+    planes: Sequence[Tensor],
+    signs: Sequence[Tensor],
+    kinds: Sequence[int],
+    first: int,
+    changes: Mapping[int, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Return the elements at even and those at odd places along an axis.
+
+    Rows that change their sign along it are added up apart from the others, so that elements two by
+    two are the sum and the difference of both. Along the others they are multiplied by signs that
+    are the same everywhere: what is stacked more than once, Inductor (2.13) would copy. One row
+    comes last, with the mean: what reads sums alone gets a loop of another shape, before which they
+    would be stored.
+
+    Args:
+        planes: the mean, and what was drawn of each row.
+        signs: of each row.
+        kinds: of each row the axes along which its sign changes in a cell, a bit each.
+        first: the axis, the first spatial one in memory.
+        changes: for each of the other axes signs that alternate along it.
+    """
+    mean, *drawn = planes
+
+    def times_sign(plane: Tensor, sign: Tensor, kind: int) -> Tensor:
+        changing = (change for axis, change in changes.items() if kind >> axis & 1)
+        return plane * functools.reduce(torch.mul, changing, sign)
+
+    rows = list(zip(drawn, signs, kinds, strict=True))
+    alike = [row for row in rows if not row[-1] >> first & 1]
+    last = mean + times_sign(*alike.pop()) if alike else mean
+    # A product is added before the next is formed: an interpreter has two in memory, not all.
+    changing = (times_sign(*row) for row in rows if row[-1] >> first & 1)
     change = functools.reduce(torch.add, changing)
-    level = functools.reduce(torch.add, alike) if alike else torch.zeros_like(change)
-    return torch.stack([level + change + last, level - change + last], inner[0] + 1)
+    products = itertools.starmap(times_sign, alike)
+    level = functools.reduce(torch.add, products) if alike else torch.zeros_like(change)
+    return level + change + last, level - change + last
 
 
 def _unbind_cells(tiled: Tensor, dim_order: Sequence[int]) -> list[Tensor]:

@@ -5,6 +5,7 @@ import torch
 
 from xconv_fx.sketches.tile_rows import draw_rows, num_planes, num_rows
 from xconv_fx.sketches.tiles import (
+    draw_signs,
     grid_of,
     rows_of_words,
     tile,
@@ -15,7 +16,15 @@ from xconv_fx.sketches.tiles import (
 
 SEED = torch.tensor(2**61 + 424242)
 # Whole tiles, partial tiles, and an extent below the side of a tile.
-SHAPES = [(2, 3, 8), (2, 3, 7), (1, 2, 8, 4), (1, 2, 5, 7), (1, 2, 4, 4, 8), (1, 2, 5, 3, 2)]
+SHAPES = [
+    (2, 3, 8),
+    (2, 3, 7),
+    (1, 2, 8, 4),
+    (1, 2, 5, 7),
+    (1, 2, 6, 3),
+    (1, 2, 4, 4, 8),
+    (1, 2, 5, 3, 2),
+]
 
 
 def orders(shape: tuple[int, ...]) -> list[list[int]]:
@@ -62,6 +71,29 @@ def test_exact_when_every_row_is_kept(shape, side):
         y = untile(tile(x, SEED, side, kept, order), SEED, shape, x.dtype, side, kept, order)
         assert torch.allclose(y, x, rtol=0, atol=1e-12)  # sums of 64 terms in float64
         assert y.stride() == x.stride()
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 3, 6), (2, 3, 14), (2, 3, 10, 13), (2, 3, 7, 6), (1, 2, 6, 5, 9), (1, 2, 10, 8, 8)],
+)
+@pytest.mark.parametrize(("side", "levels"), [(4, 2), (8, 3)])
+def test_what_sticks_out_does_not_change_what_stays(shape, side, levels):
+    # The finest level has a row of each kind, so that rows go over cells.
+    kept = [1] * (levels - 1) + [2 ** (len(shape) - 2) - 1]
+    grid = grid_of(shape, side)
+    whole = [*shape[:2], *(side * tiles for tiles in grid[2:])]
+    for order in orders(shape):
+        signs, divisors = draw_signs(SEED, grid, side, kept, order)
+        x = laid_out(torch.randn(shape), order)
+        planes = tile_with_rows(x, signs, divisors, side, kept, order)
+        y, all_of_it = (
+            untile_with_rows(planes, signs, size, torch.float32, side, kept, order)
+            for size in (shape, whole)
+        )
+        assert y.stride() == x.stride()
+        # The same sums in the same order.
+        assert torch.equal(y, all_of_it[tuple(slice(extent) for extent in shape)])
 
 
 @pytest.mark.parametrize("cells", [False, True])
