@@ -25,7 +25,7 @@ from passes.collection import without_collection
 from passes.decompose import DecompositionTable
 from passes.joint import tensor_val
 from xconv_fx import _torch, audit
-from xconv_fx.budget import StepBudget, check_exact, dynamic_sizes, make_planner
+from xconv_fx.budget import PeaksOf, StepBudget, check_exact, dynamic_sizes, make_planner
 from xconv_fx.calibration import Calibration, resolve_calibration
 from xconv_fx.errors import BudgetError
 from xconv_fx.ledger import Ledger, Place, Step, StepGraph
@@ -353,6 +353,7 @@ class _PartitionFunction:
             strict=self.options.strict,
             stock_nbytes=count_stock,
             step=step,
+            peaks=self._peaks(inputs, predict, rules.channels_last),
         )
         outcome = passes.run(
             joint,
@@ -414,6 +415,32 @@ class _PartitionFunction:
         with _torch.without_guards(joint.graph):
             forecast = make_forecast(joint, self.settings, channels_last=channels_last)
         return lambda plan: GraphMemory.of(inputs, forecast.memory(plan))
+
+    def _peaks(
+        self,
+        inputs: GraphInputs,
+        predict: Callable[[passes.Outcome], MemoryEstimate],
+        channels_last: bool,
+    ) -> PeaksOf | None:
+        """Return what predicts the peak of plans under a share, if the graph is a whole step.
+
+        Inductor is not asked, since to schedule a plan takes it nearly as long as to compile it.
+        """
+        room = self.step.room(self.place, inputs, self.options.memory_budget_graphs)
+        if not room.is_empty:
+            return None
+
+        def peaks(
+            joint: JointGraph, carry_out: Callable[[Plan], passes.Outcome]
+        ) -> Callable[[Plan], int]:
+            if self.inner == "inductor":
+                forecast = self._forecasts(inputs, channels_last, joint)
+                return lambda plan: room.known_peak_nbytes(forecast(plan))
+            return lambda plan: room.known_peak_nbytes(
+                GraphMemory.of(inputs, predict(carry_out(plan)))
+            )
+
+        return peaks
 
     def _describe_memory(
         self, split: Partition, known: MemoryEstimate | None = None

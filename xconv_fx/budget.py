@@ -1,13 +1,15 @@
 """Budgets: what ``options["memory_budget"]`` means for one graph, and what if it cannot be met.
 
 Comes in: the options and an exposed graph with its costs. Goes out: the planner that the passes
-ask for a plan. A share is of the bytes that torch's default partition of the same graph keeps; an
-absolute budget is of the step's predicted peak: parameters, buffers, batch, gradients, kept values
-and transients (optimiser state not included). It is searched by forecasts
-(:mod:`passes.forecast`), or by the graphs of plans where those do not do. Several graphs (graph
-breaks, buckets): a share applies to each; an absolute budget to the step of all of them, by the
-formula and the rule in :mod:`xconv_fx.step_memory`. Dynamic sizes: either is planned at the sizes
-that the graph is compiled with; at other sizes a peak is what it is there, nearly in proportion.
+ask for a plan. A share is of the bytes that torch's default partition of the same graph keeps; in a
+graph that is a whole step, costly ops are not computed again for one where that raises the peak by
+more than it keeps less. An absolute budget is of the step's predicted peak: parameters, buffers,
+batch, gradients, kept values and transients (optimiser state not included). It is searched by
+forecasts (:mod:`passes.forecast`), or by the graphs of plans where those do not do. Several graphs
+(graph breaks, buckets): a share applies to each; an absolute budget to the step of all of them, by
+the formula and the rule in :mod:`xconv_fx.step_memory`. Dynamic sizes: either is planned at the
+sizes that the graph is compiled with; at other sizes a peak is what it is there, nearly in
+proportion.
 """
 
 from __future__ import annotations
@@ -51,6 +53,10 @@ TIME_PRICE_OUT_OF_REACH = 1.0
 # costs more than the bytes. Once it is known by how much it was, little is left to be unsure of.
 _FORECAST_MARGIN = 12
 _CORRECTED_MARGIN = 50
+
+
+PeaksOf = Callable[[JointGraph, Callable[[Plan], Outcome]], Callable[[Plan], int]]
+"""Of an exposed graph, and of what carries a plan of it out: what predicts the peak of a plan."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,7 @@ def make_planner(
     strict: bool,
     stock_nbytes: Callable[[], int],
     step: StepBudget | None,
+    peaks: PeaksOf | None = None,
 ) -> Planner:
     """Return the planner for the user's budget.
 
@@ -112,6 +119,9 @@ def make_planner(
         strict: whether an unreachable budget is an error rather than a warning.
         stock_nbytes: counts what torch's default partition of the graph keeps.
         step: the budget in bytes and the rest of the step; None for a share, or no budget.
+        peaks: predicts the peak of plans where the graph is a whole step, None elsewhere: for a
+            share, unless ``time_price`` is given, no costly op is computed again if that raises it
+            by more than it keeps less.
 
     Returns:
         A planner, see :data:`passes.pipeline.Planner`. It raises :class:`BudgetError` for a
@@ -121,10 +131,11 @@ def make_planner(
         return at_price(noise_price, math.inf if time_price is None else time_price)
 
     def planner(joint: JointGraph, costs: CostTable, carry_out: Callable[[Plan], Outcome]) -> Plan:
+        refused = ""
         if isinstance(budget, float):
+            predict = None if peaks is None else functools.partial(peaks, joint, carry_out)
             limit = int(budget * stock_nbytes())
-            search = functools.partial(plan_within, limit_nbytes=limit, measure=_kept_nbytes)
-            found = _search(search, costs, time_price)
+            found, refused = _plan_within_share(limit, costs, time_price, predict)
             asked = f"{budget:g} of what torch's default partition keeps"
         else:
             _refuse_unknown(joint)
@@ -133,10 +144,43 @@ def make_planner(
             asked = f"a predicted peak of {budget} bytes"
         if not found.fits:
             earlier = () if step is None else step.earlier
-            _give_up(_unreachable(asked, found, joint, earlier), strict)
+            _give_up(_unreachable(asked, found, joint, earlier, refused), strict)
         return found.plan
 
     return planner
+
+
+def _plan_within_share(
+    limit_nbytes: int,
+    costs: CostTable,
+    time_price: float | None,
+    peaks: Callable[[], Callable[[Plan], int]] | None,
+) -> tuple[BudgetedPlan, str]:
+    """Plan a graph within a share; say what plan was refused for its peak, if one was."""
+    search = functools.partial(plan_within, limit_nbytes=limit_nbytes, measure=_kept_nbytes)
+    found = _search(search, costs, time_price)
+    if peaks is None or time_price is not None or not _computes_again(costs, found.plan):
+        return found, ""
+    least = search(costs)
+    try:
+        peak_of = peaks()
+        peak, least_peak = peak_of(found.plan), peak_of(least.plan)
+    except Exception:  # noqa: BLE001  the share is met without it
+        log.warning("the memory of plans of this graph could not be predicted", exc_info=True)
+        return found, ""
+    # Were there another graph like it, what is kept less would count once more.
+    if peak - least_peak <= least.measured_nbytes - found.measured_nbytes:
+        return found, ""
+    return least, (
+        f" Computing convolutions and the like again would keep {found.measured_nbytes}, but raise "
+        f"the predicted peak by {peak - least_peak} bytes; set time_price (to 1, say) to have that."
+    )
+
+
+def _computes_again(costs: CostTable, plan: Plan) -> bool:
+    """Whether a plan computes a costly op again."""
+    costly = {v.node for v in costs.values if v.recompute_time is not None}
+    return any(d.action is Action.RECOMPUTE and d.node in costly for d in plan.decisions)
 
 
 def _search(
@@ -217,7 +261,7 @@ def _plan_by_forecast(
     """Plan a graph without carrying any plan out, or return None where that is not safe.
 
     What is forecast is kept below the limit by as much as forecasts may be too small. A plan that
-    computes costly ops again is not taken: what those need is not forecast.
+    computes costly ops again is not taken: one that does not may fit within that.
     """
     limit = step.part_limit_nbytes
     margin = _CORRECTED_MARGIN if step.forecast_error_nbytes else _FORECAST_MARGIN
@@ -226,9 +270,7 @@ def _plan_by_forecast(
         limit - limit // margin,
         lambda plan: step.part_nbytes(forecast(plan)) + step.forecast_error_nbytes,
     )
-    costly = {v.node for v in costs.values if v.recompute_time is not None}
-    again = any(d.action is Action.RECOMPUTE and d.node in costly for d in found.plan.decisions)
-    return found if found.fits and not again else None
+    return found if found.fits and not _computes_again(costs, found.plan) else None
 
 
 def _kept_nbytes(plan: Plan) -> int:
@@ -271,7 +313,9 @@ def _say(earlier: Sequence[str]) -> str:
     )
 
 
-def _unreachable(asked: str, found: BudgetedPlan, joint: JointGraph, earlier: Sequence[str]) -> str:
+def _unreachable(
+    asked: str, found: BudgetedPlan, joint: JointGraph, earlier: Sequence[str], refused: str
+) -> str:
     nodes: dict[str, fx.Node] = {node.name: node for node in joint.graph.nodes}
     holders = sorted(found.plan.decisions, key=lambda d: -d.kept_nbytes)[:_NUM_HOLDERS]
     listed = "; ".join(
@@ -282,5 +326,6 @@ def _unreachable(asked: str, found: BudgetedPlan, joint: JointGraph, earlier: Se
     return (
         f"memory_budget asks for {asked}, {found.limit_nbytes} bytes; the least that can be "
         f"reached is {found.measured_nbytes}. Most is kept by: {listed or 'nothing'}."
-        f"{_say(earlier)} Ask for more, use a smaller batch, or set strict=False to take the least."
+        f"{_say(earlier)}{refused} Ask for more, use a smaller batch, or set strict=False to take "
+        "the least."
     )

@@ -164,6 +164,11 @@ class StepRoom:
         """Into how many equal parts it divides what is left."""
         return self.num_to_come + 1
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the graph is the whole step, as far as is known."""
+        return not self.before and self.num_parts == 1
+
     def known_peak_nbytes(self, graph: GraphMemory) -> int:
         """Peak of the step as far as its graphs are known."""
         return step_peak_nbytes(
