@@ -251,6 +251,9 @@ class Forecast:
         stack = [node]
         while stack:
             current = stack[-1]
+            if current in resolved:
+                stack.pop()
+                continue
             decision = decisions.get(current.name)
             if current.op == "placeholder" or (decision is not None and decision.kept_nbytes):
                 name = current.name if decision is None else self._kept_name(current, decision)

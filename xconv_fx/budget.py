@@ -158,10 +158,10 @@ def _plan_within_share(
 ) -> tuple[BudgetedPlan, str]:
     """Plan a graph within a share; say what plan was refused for its peak, if one was."""
     search = functools.partial(plan_within, limit_nbytes=limit_nbytes, measure=_kept_nbytes)
-    found = _search(search, costs, time_price)
-    if peaks is None or time_price is not None or not _computes_again(costs, found.plan):
+    *others, found = _candidates(search, costs, time_price)
+    if peaks is None or not others:
         return found, ""
-    least = search(costs)
+    (least,) = others
     try:
         peak_of = peaks()
         peak, least_peak = peak_of(found.plan), peak_of(least.plan)
@@ -177,23 +177,24 @@ def _plan_within_share(
     )
 
 
-def _computes_again(costs: CostTable, plan: Plan) -> bool:
-    """Whether a plan computes a costly op again."""
-    costly = {v.node for v in costs.values if v.recompute_time is not None}
-    return any(d.action is Action.RECOMPUTE and d.node in costly for d in plan.decisions)
-
-
-def _search(
+def _candidates(
     search: Callable[[CostTable], BudgetedPlan], costs: CostTable, time_price: float | None
-) -> BudgetedPlan:
-    """Search a plan, and by default one that computes costly ops again only if none else fits."""
+) -> list[BudgetedPlan]:
+    """Search a plan, and by default one that computes costly ops again only if none else fits.
+
+    Returns:
+        The plan to take last; before it, where that computes costly ops again because no other
+        fits, the best that does not.
+    """
     if time_price is not None:
-        return search(replace(costs, time_price=time_price))
+        return [search(replace(costs, time_price=time_price))]
     found = search(costs)
     if found.fits:
-        return found
+        return [found]
     slower = search(replace(costs, time_price=TIME_PRICE_OUT_OF_REACH))
-    return slower if slower.fits or slower.measured_nbytes < found.measured_nbytes else found
+    if slower.fits or slower.measured_nbytes < found.measured_nbytes:
+        return [found, slower]
+    return [found]
 
 
 def check_exact(step: StepBudget, memory: GraphMemory, strict: bool) -> None:
@@ -244,7 +245,7 @@ def _plan_in_step(
         limit_nbytes=step.part_limit_nbytes,
         measure=lambda plan: step.part_nbytes(step.memory_of(carry_out(plan))),
     )
-    found = _search(search, costs, time_price)
+    found = _candidates(search, costs, time_price)[-1]
     if found.fits:
         return found
     # With graphs to come like this one even the least does not fit; but they may be smaller.
@@ -270,7 +271,9 @@ def _plan_by_forecast(
         limit - limit // margin,
         lambda plan: step.part_nbytes(forecast(plan)) + step.forecast_error_nbytes,
     )
-    return found if found.fits and not _computes_again(costs, found.plan) else None
+    costly = {v.node for v in costs.values if v.recompute_time is not None}
+    again = any(d.action is Action.RECOMPUTE and d.node in costly for d in found.plan.decisions)
+    return found if found.fits and not again else None
 
 
 def _kept_nbytes(plan: Plan) -> int:

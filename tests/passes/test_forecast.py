@@ -85,6 +85,20 @@ def test_a_product_that_is_run_again_is_in_memory_until_its_last_reader(toy):
     assert "mm:again" in {value.name for value in again.peak.largest}
 
 
+def test_what_has_several_readers_is_run_again_once(toy):
+    b = toy.Builder()
+    x, w, grad = b.input("primals_1", 2, 4), b.input("primals_2", 4, 4), b.input("tangents_1", 2, 4)
+    product = b.call(aten.mm.default, x, w)
+    # Resolved by way of one of its readers, with itself waiting to be.
+    both = b.call(aten.add.Tensor, product, b.call(aten.sin.default, product))
+    y = b.call(aten.mm.default, both, w)
+    read = [b.call(aten.mul.Tensor, grad, value) for value in (both, product, product)]
+    joint = b.joint([y], [b.call(aten.sum.dim_IntList, value, [0]) for value in read], static=(1,))
+    kernels = Forecast.of(joint, lowered=())._backward_kernels({})
+    made = [name for kernel in kernels for name in kernel.outputs]
+    assert made.count("mm:again") == 1
+
+
 def test_parts_of_what_is_run_again_are_stored_together_and_those_that_are_kept_are_read(toy):
     b = toy.Builder()
     x, grad = b.input("primals_1", 2, 4), b.input("tangents_1", 2, 1)
