@@ -327,12 +327,17 @@ def _from_cells(
     """Add up rows over the cells of whole tiles."""
     inner, (first, *others) = _inner_dims(dim_order), _axes(dim_order)
     places = [place + earlier for earlier, place in enumerate(inner)][1:]
-    planes = [_unsqueeze(_spread(plane, dim_order), places) for plane in ordered]
+
+    def spread(plane: Tensor) -> Tensor:
+        return _unsqueeze(_spread(plane, dim_order), places)
+
+    like = spread(ordered[0])
     changes = {
-        axis: _alternating(2, planes[0], place) for axis, place in zip(others, places, strict=True)
+        axis: _alternating(2, like, place) for axis, place in zip(others, places, strict=True)
     }
-    spread = [_unsqueeze(sign, places) for sign in signs]
-    return torch.stack(_halves(planes, spread, kinds, first, changes), inner[0] + 1)
+    signs = [_unsqueeze(sign, places) for sign in signs]
+    halves = _halves(ordered.unbind(), spread, signs, kinds, first, changes)
+    return torch.stack(halves, inner[0] + 1)
 
 
 def _is_cut_first(size: Size, side: int, dim_order: Sequence[int]) -> bool:
@@ -365,13 +370,14 @@ def _from_places(
     in_tile = {axis + 2: side for axis in others} | {first + 2: side // 2}
     in_cell = {axis + 2: 2 for axis in others} | {first + 2: 1}
     halved = [extent // 2 if dim == first + 2 else extent for dim, extent in enumerate(size)]
-    planes = _at_places(ordered, in_tile, halved, dim_order).unbind()
+    spread = functools.partial(_at_places, counts=in_tile, size=halved, dim_order=dim_order)
     for place, dim in enumerate(dim_order, start=1):
         words = words.flatten(place, place + 1) if dim >= 2 else words
     signs = _signs(_at_places(words, in_cell, halved, dim_order), [1.0] * len(kinds), ordered)
     place_of = {axis: dim_order.index(axis + 2) for axis in (first, *others)}
-    changes = {axis: _alternating(size[axis + 2], planes[0], place_of[axis]) for axis in others}
-    halves = _halves(planes, signs, kinds, first, changes)
+    like = ordered[0]
+    changes = {axis: _alternating(size[axis + 2], like, place_of[axis]) for axis in others}
+    halves = _halves(ordered.unbind(), spread, signs, kinds, first, changes)
     return torch.stack(halves, place_of[first] + 1).flatten(place_of[first], place_of[first] + 1)
 
 
@@ -381,12 +387,12 @@ def _at_places(
     """Repeat what is told of tiles or cells for each of their places, but those that stick out.
 
     Args:
-        x: tensor ``(rows, *ordered)``.
+        x: tensor ``(*ordered)`` or ``(rows, *ordered)``.
         counts: by spatial dimension how many places there are to each element of ``x``.
         size: how many places there are to be.
         dim_order: dimensions from outermost to innermost in memory.
     """
-    for place, dim in enumerate(dim_order, start=1):
+    for place, dim in enumerate(dim_order, start=x.dim() - len(dim_order)):
         if dim in counts:
             x = x.repeat_interleave(counts[dim], place).narrow(place, 0, size[dim])
     return x
@@ -400,6 +406,7 @@ def _alternating(count: int, like: Tensor, place: int) -> Tensor:
 
 def _halves(
     planes: Sequence[Tensor],
+    spread: Callable[[Tensor], Tensor],
     signs: Sequence[Tensor],
     kinds: Sequence[int],
     first: int,
@@ -415,6 +422,7 @@ def _halves(
 
     Args:
         planes: the mean, and what was drawn of each row.
+        spread: makes a plane broadcast over the elements.
         signs: of each row.
         kinds: of each row the axes along which its sign changes in a cell, a bit each.
         first: the axis, the first spatial one in memory.
@@ -424,12 +432,12 @@ def _halves(
 
     def times_sign(plane: Tensor, sign: Tensor, kind: int) -> Tensor:
         changing = (change for axis, change in changes.items() if kind >> axis & 1)
-        return plane * functools.reduce(torch.mul, changing, sign)
+        return spread(plane) * functools.reduce(torch.mul, changing, sign)
 
     rows = list(zip(drawn, signs, kinds, strict=True))
     alike = [row for row in rows if not row[-1] >> first & 1]
-    last = mean + times_sign(*alike.pop()) if alike else mean
-    # A product is added before the next is formed: an interpreter has two in memory, not all.
+    last = spread(mean) + times_sign(*alike.pop()) if alike else spread(mean)
+    # A plane is spread, multiplied and added before the next: an interpreter has few in memory.
     changing = (times_sign(*row) for row in rows if row[-1] >> first & 1)
     change = functools.reduce(torch.add, changing)
     products = itertools.starmap(times_sign, alike)

@@ -1,7 +1,9 @@
 import itertools
+import math
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from xconv_fx.sketches.tile_rows import draw_rows, num_planes, num_rows
 from xconv_fx.sketches.tiles import (
@@ -94,6 +96,17 @@ def test_what_sticks_out_does_not_change_what_stays(shape, side, levels):
         assert y.stride() == x.stride()
         # The same sums in the same order.
         assert torch.equal(y, all_of_it[tuple(slice(extent) for extent in shape)])
+
+
+def test_no_step_of_decoding_makes_more_than_the_value():
+    size, side, kept, order = (2, 8, 26, 26), 8, (1, 2, 5), [0, 2, 3, 1]
+    signs, divisors = draw_signs(SEED, grid_of(size, side), side, kept, order)
+    planes = tile_with_rows(torch.ones(size), signs, divisors, side, kept, order)
+    graph = make_fx(untile_with_rows)(planes, signs, size, torch.float32, side, kept, order).graph
+    results = (n.meta.get("val") for n in graph.nodes if n.op == "call_function")
+    made = [val.numel() for val in results if isinstance(val, torch.Tensor)]
+    # What an interpreter runs one by one; the planes of all rows, spread, would be four values.
+    assert max(made) == math.prod(size)
 
 
 @pytest.mark.parametrize("cells", [False, True])
