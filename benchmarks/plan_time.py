@@ -39,6 +39,7 @@ from demos.devices import device_text
 from xconv_fx import backend
 from xconv_fx._torch import Partitioner
 from xconv_fx.audit import Report
+from xconv_fx.partition_function import PartitionFunction
 
 # Batch and image side of each model; the zoo's defaults for a model that is not named.
 MODELS = MappingProxyType({"resnet50": (4, 224), "densenet121": (4, 64), "unet3d": (4, 32)})
@@ -54,7 +55,7 @@ PASSES: Mapping[str, tuple[tuple[str, str], ...]] = MappingProxyType(
             ("xconv_fx.budget", "plan_within"),
             ("xconv_fx.budget", "plan_within_peak"),
         ),
-        "forecast": (("xconv_fx.backend", "make_forecast"),),
+        "forecast": (("xconv_fx.partition_function", "make_forecast"),),
         "sketch": (("passes.pipeline", "apply_plan"),),
         "partition": (("passes.pipeline", "partition"),),
         "verify": tuple(
@@ -62,11 +63,13 @@ PASSES: Mapping[str, tuple[tuple[str, str], ...]] = MappingProxyType(
         ),
         "lower": (("passes.pipeline", "lower"),),
         "memory": (
-            ("xconv_fx.backend", "predict_step_memory"),
+            ("xconv_fx.partition_function", "predict_step_memory"),
             ("xconv_fx.memory", "schedule_of"),
         ),
-        "audit": (("xconv_fx.audit", "make_report"), ("xconv_fx.backend", "_announce")),
-        "exact": (("xconv_fx.backend", "partition_exact"), ("xconv_fx.backend", "stock_nbytes")),
+        "audit": (("xconv_fx.audit", "make_report"), ("xconv_fx.partition_function", "_announce")),
+        "exact": tuple(
+            ("xconv_fx.partition_function", name) for name in ("partition_exact", "stock_nbytes")
+        ),
     }
 )
 # What the partition function takes outside of all passes.
@@ -232,7 +235,7 @@ def planning(
     """
     torch.compiler.reset()
     watch = Stopwatch()
-    whole = watch.timed(OTHER, backend._PartitionFunction.__call__)
+    whole = watch.timed(OTHER, PartitionFunction.__call__)
     compilation = watch.timed(_COMPILATION, backend._compile)
     reports: list[Report | None] = []
 
@@ -253,7 +256,7 @@ def planning(
         empty_cache(),
         warnings.catch_warnings(),
         contextlib.suppress(_PlannedError),
-        mock.patch.object(backend._PartitionFunction, "__call__", plan),
+        mock.patch.object(PartitionFunction, "__call__", plan),
         mock.patch.object(backend, "_compile", compile_again),
     ):
         warnings.filterwarnings("ignore", "xconv: memory_budget")

@@ -40,8 +40,9 @@ from demos.devices import device_option, device_text
 from passes.rules import Codec
 from xconv_fx import _torch
 from xconv_fx._vector_loads import direct_loads
-from xconv_fx.backend import device_type_of, xconv
+from xconv_fx.backend import xconv
 from xconv_fx.ops import DECOMPOSITIONS
+from xconv_fx.partition_function import device_type_of
 from xconv_fx.rules import LADDER
 from xconv_fx.sketches.randomness import key_schedule
 

@@ -23,10 +23,13 @@ from passes.measure import MeasureRequest, measure_graph
 from passes.measured import GraphMeasurement
 from passes.observe import observed_partition
 from passes.pipeline import estimate, expose_verified
-from xconv_fx import _torch, backend
+from xconv_fx import _torch
+from xconv_fx.backend import inner_compiler
 from xconv_fx.calibration import Calibration
 from xconv_fx.errors import CalibrationError
+from xconv_fx.exact_partition import partition_exact
 from xconv_fx.options import Options, parse_options
+from xconv_fx.partition_function import device_type_of, has_convolution, rules_for
 from xconv_fx.record_files import package_version
 from xconv_fx.rules import tracing_decompositions
 from xconv_fx.rules.norms import PATH_SENSITIVITY
@@ -96,7 +99,7 @@ class _Observed:
     found: list[GraphMeasurement] = field(default_factory=list)
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
-        inner = backend.inner_compiler(self.options, example_inputs)
+        inner = inner_compiler(self.options, example_inputs)
         partition = functools.partial(self._partition, inner)
         if inner == "aot_eager":
             return _torch.compile_with_aot_eager(
@@ -109,7 +112,7 @@ class _Observed:
             "xconv calibration",
             tracing_decompositions(),
             {
-                **_torch.inductor_settings(backend.device_type_of(example_inputs)),
+                **_torch.inductor_settings(device_type_of(example_inputs)),
                 **self.options.inductor,
             },
             interpreted=True,
@@ -127,10 +130,10 @@ class _Observed:
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         del joint_inputs
         joint = JointGraph(module, num_fwd_outputs, tuple(static_lifetime_input_indices or ()))
-        if not backend.has_convolution(joint.graph):
-            split = backend.partition_exact(joint, kwargs)
+        if not has_convolution(joint.graph):
+            split = partition_exact(joint, kwargs)
             return split.forward, split.backward
-        rules = backend.rules_for(self.options, inner, joint)
+        rules = rules_for(self.options, inner, joint)
         exposed = expose_verified(joint, rules)
         request = MeasureRequest(
             joint=exposed,

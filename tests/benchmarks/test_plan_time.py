@@ -9,9 +9,9 @@ import torch
 from rich.console import Console
 
 import xconv_fx._torch
-import xconv_fx.backend
 from benchmarks import plan_time
 from benchmarks.plan_time import DISCARDED, OTHER, PARTS, PASSES, PlanTime, Stopwatch
+from xconv_fx.partition_function import PartitionFunction
 
 ROW = PlanTime(
     model="cifar_net",
@@ -94,13 +94,13 @@ def test_the_time_of_a_function_that_raises_is_charged_too(clock):
 
 @pytest.mark.usefixtures("no_trace")
 def test_every_pass_is_accounted_for(small):
-    call = xconv_fx.backend._PartitionFunction.__call__
+    call = PartitionFunction.__call__
     watch, report = plan_time.planning(*small, None)
     charged = {part for part in PARTS if watch.own_s.get(part)}
     assert charged == {*PASSES, OTHER} - {"exact", "memory", "forecast"}
     assert watch.calls["sketch"] == watch.calls["partition"] == watch.calls["lower"] == 1
     assert report.predicted_peak_nbytes
-    assert xconv_fx.backend._PartitionFunction.__call__ is call
+    assert PartitionFunction.__call__ is call
 
 
 @pytest.mark.usefixtures("no_trace")
@@ -127,9 +127,7 @@ def test_a_budget_in_bytes_is_seen_to_be_kept_in_the_compilation_itself(small):
 @pytest.mark.usefixtures("no_trace")
 def test_a_compilation_that_is_given_up_is_charged_as_a_whole(small, monkeypatch):
     holds = iter([False, True])
-    monkeypatch.setattr(
-        xconv_fx.backend._PartitionFunction, "holds_budget", lambda _self: next(holds, True)
-    )
+    monkeypatch.setattr(PartitionFunction, "holds_budget", lambda _self: next(holds, True))
     watch, _ = plan_time.planning(*small, 2**30)
     assert watch.own_s[DISCARDED] > 0
 

@@ -20,6 +20,7 @@ import passes
 import xconv_fx
 from xconv_fx import _fusion, backend
 from xconv_fx.errors import OptionError
+from xconv_fx.partition_function import device_type_of
 
 SIZE = (2, 3, 11, 13)
 
@@ -121,11 +122,11 @@ def test_probes_beyond_a_values_size_leave_it_exact_and_the_report_says_so(compi
 @pytest.mark.parametrize("devices", [("cpu", "meta"), ("meta", "cpu"), ("meta",)])
 def test_a_graph_on_a_cpu_and_another_device_counts_as_the_others(devices):
     inputs = [3, *(torch.empty(2, device=device) for device in devices)]
-    assert backend.device_type_of(inputs) == "meta"
+    assert device_type_of(inputs) == "meta"
 
 
 def test_a_graph_of_no_tensors_counts_as_the_cpus():
-    assert backend.device_type_of([3]) == "cpu"
+    assert device_type_of([3]) == "cpu"
 
 
 def test_a_graph_without_a_convolution_is_left_exact(compile_xconv):

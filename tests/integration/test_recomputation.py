@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import xconv_fx
-from xconv_fx import backend
+from xconv_fx import partition_function
 from xconv_fx.backend import xconv
 
 
@@ -77,7 +77,7 @@ def peak_grows(monkeypatch):
         def peaks(_joint, _carry_out):
             return lambda plan: round(10**9 - bytes_a_byte * plan.kept_nbytes)
 
-        monkeypatch.setattr(backend._PartitionFunction, "_peaks", lambda *_: peaks)
+        monkeypatch.setattr(partition_function.PartitionFunction, "_peaks", lambda *_: peaks)
 
     return grow_by
 
@@ -116,10 +116,10 @@ class InTwo(Attention):
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 def test_in_a_step_of_several_graphs_a_share_does_not_ask_for_peaks(monkeypatch):
     asked = {Attention: [], InTwo: []}
-    find = backend._PartitionFunction._peaks
+    find = partition_function.PartitionFunction._peaks
     for make, found in asked.items():
         monkeypatch.setattr(
-            backend._PartitionFunction,
+            partition_function.PartitionFunction,
             "_peaks",
             lambda *args, found=found: found.append(find(*args)) or found[-1],
         )
@@ -132,7 +132,7 @@ def test_in_a_step_of_several_graphs_a_share_does_not_ask_for_peaks(monkeypatch)
 
 
 def test_a_share_is_met_where_the_peak_of_its_plan_cannot_be_predicted(monkeypatch):
-    monkeypatch.setattr(backend, "predict_step_memory", None)
+    monkeypatch.setattr(partition_function, "predict_step_memory", None)
     report = step(Attention, inner="aot_eager", memory_budget=0.02)[1]
     assert report.kept_nbytes <= 0.02 * report.stock_nbytes
 

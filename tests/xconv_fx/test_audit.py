@@ -358,7 +358,7 @@ def test_a_prediction_that_fails_leaves_the_sketches(monkeypatch, caplog):
         del args, kwargs
         raise RuntimeError("a call the model of memory does not know")
 
-    monkeypatch.setattr("xconv_fx.backend.predict_step_memory", fail)
+    monkeypatch.setattr("xconv_fx.partition_function.predict_step_memory", fail)
     report = report_of(Two())
     assert report.exact is None
     assert report.num_sketched_convolutions == 1

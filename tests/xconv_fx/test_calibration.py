@@ -16,11 +16,12 @@ from passes.measured import (
     ValueMeasurement,
 )
 from xconv_fx.audit import last_report
-from xconv_fx.backend import _PartitionFunction, xconv
+from xconv_fx.backend import xconv
 from xconv_fx.calibration import SCHEMA, Calibration, resolve_calibration
 from xconv_fx.codecs import Quantize, Tile
 from xconv_fx.errors import CalibrationFileError
 from xconv_fx.options import Options, parse_options
+from xconv_fx.partition_function import PartitionFunction
 
 EAGER = {"inner": "aot_eager"}
 
@@ -101,7 +102,7 @@ class TestTheOption:
     def test_the_cache_key_tells_calibrations_apart(self):
         options = Options()
         keys = {
-            _PartitionFunction(options, "inductor", 0, None, c).identity
+            PartitionFunction(options, "inductor", 0, None, c).identity
             for c in (None, make_calibration(0.5), make_calibration(0.6))
         }
         assert len(keys) == 3

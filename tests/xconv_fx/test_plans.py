@@ -16,10 +16,11 @@ from torch import nn
 import xconv_fx
 from passes import PlanMismatchError
 from xconv_fx.audit import clear_reports, last_report, publish
-from xconv_fx.backend import _PartitionFunction, xconv
+from xconv_fx.backend import xconv
 from xconv_fx.codecs import Pack, Probe, Quantize, Tile
 from xconv_fx.errors import PlanFileError
 from xconv_fx.options import Options
+from xconv_fx.partition_function import PartitionFunction
 from xconv_fx.plans import SCHEMA, Plans, _to_text, compare_plans, load_plans, save_plans
 
 
@@ -170,7 +171,7 @@ class TestReplay:
 
     def test_the_cache_key_tells_plans_apart(self, path):
         def identity(plans):
-            return _PartitionFunction(Options(plan=str(path)), "inductor", {}, 0, plans).identity
+            return PartitionFunction(Options(plan=str(path)), "inductor", {}, 0, plans).identity
 
         plans = load_plans(path)
         other = dataclasses.replace(plans, records=())
