@@ -6,8 +6,9 @@ import torch
 from torch import fx
 
 from passes.decompose import DecompositionTable, Inserter, Traces, take_apart
-from passes.joint import output_node
+from passes.joint import memory_order, output_node
 from passes.merged_sums import merge_sums
+from passes.op_traits import COSTLY, recompute_ban
 from passes.partition import Partition
 from passes.staged_statistics import stage_statistics
 from passes.staged_sums import stage_sums
@@ -30,8 +31,9 @@ def lower(
     something the inner compiler can fuse; ``inner_table`` takes apart what the table's
     functions are made of. Equal sums are taken once (:mod:`passes.merged_sums`). With
     ``channels_last`` see :func:`_copy_convolution_inputs` and :mod:`passes.staged_sums`; with
-    ``store``, for an inner compiler that merges kernels, :mod:`passes.staged_statistics` and
-    :mod:`passes.stored_sums`; for ``traces`` :func:`passes.decompose.decompose`.
+    ``store``, for an inner compiler that merges kernels, :func:`_store_before_encodes`,
+    :mod:`passes.staged_statistics` and :mod:`passes.stored_sums`; for ``traces``
+    :func:`passes.decompose.decompose`.
 
     Raises:
         passes.verify.VerifierError: if a call of the table is left.
@@ -39,6 +41,8 @@ def lower(
     traces = traces or Traces()
     inserter, plain = Inserter(inner_table, traces), Inserter(traces=traces)
     forward, backward = split.forward, split.backward
+    if store is not None:
+        _store_before_encodes(forward, table, plain, store, channels_last)
     take_apart(forward, table, inserter)
     if store is not None:
         stage_statistics(forward, inserter)
@@ -52,6 +56,33 @@ def lower(
         store_sums(backward, plain, store)
     for module in (forward, backward):
         verify_absent(module.graph, table.keys(), "lower")
+
+
+def _store_before_encodes(
+    forward: fx.GraphModule,
+    table: DecompositionTable,
+    inserter: Inserter,
+    store: torch._ops.OpOverload,
+    channels_last: bool,
+) -> None:
+    """Store what is encoded in the memory order that a costly reader wants, before either reads it.
+
+    Inductor (2.13) gives a buffer the layout that its first reader asks for, and an encode reads
+    views, for which it takes a contiguous one: then a convolution would copy the buffer. Encoded
+    behind the convolution, it was in memory beside its result and beside what the encode stores.
+    """
+    for node in list(forward.graph.nodes):
+        if node.op == "placeholder" or recompute_ban(node) == COSTLY:
+            continue  # their layout is fixed
+        costly = [user for user in node.users if recompute_ban(user) == COSTLY]
+        encodes = [user for user in node.users if user.target in table]
+        if costly and encodes:
+            order = list(memory_order(node.meta["val"], channels_last))
+            stored = inserter.call(store, [node, order], node.next, provenance=node)
+            for reader in (*costly, *encodes):
+                reader.replace_input_with(node, stored)
+    forward.graph.lint()
+    forward.recompile()
 
 
 def _copy_convolution_inputs(forward: fx.GraphModule, inserter: Inserter) -> None:

@@ -164,8 +164,9 @@ class Rules:
         expand_seeds: turns the drawn seeds, int64 ``(S,)``, into what the codecs take, one
             row a site; None if they take the seeds themselves.
         wait: holds decoding back; None for inner compilers that need no such thing.
-        store: the identity, by which the inner compiler stores a value (:mod:`passes.stored_sums`);
-            None for inner compilers that store every value.
+        store: the identity, by which the inner compiler stores a value (:mod:`passes.stored_sums`),
+            in the memory order that may follow it (:mod:`passes.lower`); None for inner compilers
+            that store every value.
         packing: for a forward value (a node), the exact codec that keeps it in fewer bits: of
             a boolean, or of an integer known to be small; None where there is none.
         channels_last: whether the inner compiler lays 4-D values out channels-last, whatever

@@ -19,7 +19,6 @@ from torch import fx
 from passes import _torch
 from passes.decompose import DecompositionTable, Inserter, Traces, set_provenance
 from passes.joint import JointGraph, is_tangent, memory_order, place_after, tensor_val
-from passes.op_traits import COSTLY, recompute_ban
 from passes.plan import Action, Decision, Plan
 from passes.rules import Wait
 from passes.stand_ins import StandIns, read_stand_ins, read_stand_ins_in_output
@@ -74,7 +73,7 @@ def apply_plan(
     stand_ins = StandIns(
         by_name=by_name,
         decisions=decisions,
-        parts=_insert_encodes(decisions, seeds, backward, inserter, channels_last),
+        parts=_insert_encodes(decisions, seeds, inserter, channels_last),
         seeds=seeds,
         inserter=inserter,
         channels_last=channels_last,
@@ -151,7 +150,6 @@ def _insert_seeds(
 def _insert_encodes(
     decisions: Mapping[fx.Node, Decision],
     seeds: Mapping[fx.Node, fx.Node],
-    backward: Mapping[fx.Node, None],
     inserter: Inserter,
     channels_last: bool,
 ) -> dict[fx.Node, tuple[fx.Node, ...]]:
@@ -165,23 +163,13 @@ def _insert_encodes(
         encoded = inserter.insert(
             decision.codec.encode,
             [node, seeds.get(node), memory_order(val, channels_last)],
-            place_after(_settled(node, backward), seeds.get(node)),
+            place_after(node, seeds.get(node)),
             provenance=node,
         )
         parts[node] = tuple(encoded)
         for part in encoded:
             _tag_kept(part)
     return parts
-
-
-def _settled(node: fx.Node, backward: Mapping[fx.Node, None]) -> fx.Node:
-    """Return the node behind which a value's layout is fixed: its first costly reader, or itself.
-
-    Inductor gives a buffer the layout that its first reader asks for, and an encode reads views,
-    for which it takes a contiguous one (torch 2.13): then a convolution would copy the buffer.
-    """
-    readers = [user for user in node.users if user not in backward and user.op != "output"]
-    return min((user for user in readers if recompute_ban(user) == COSTLY), default=node)
 
 
 def _tag_kept(node: fx.Node) -> None:

@@ -1,16 +1,17 @@
 """How Inductor runs those of our operators that are not lowered to aten.
 
-*store* has a value stored. The others are Python functions, called through the dispatcher: with
-their questions about layouts that takes the host about as long as the call of a convolution in one,
-and a GPU may wait for the host. So off the CPU the gradients of a convolution become calls of aten
-where ours would do nothing else, and *wait* a kernel that Inductor generates and puts behind
-what it waits for. On the CPU a call is short beside its work, and it ends the function that holds
-the loops before it, which is what *wait* is for. Checked on 2.11 and 2.13.
+*store* has a value stored, in the memory order that it is given. The others are Python functions,
+called through the dispatcher: with their questions about layouts that takes the host about as long
+as the call of a convolution in one, and a GPU may wait for the host. So off the CPU the gradients
+of a convolution become calls of aten where ours would do nothing else, and *wait* a kernel that
+Inductor generates and puts behind what it waits for. On the CPU a call is short beside its work,
+and it ends the function that holds the loops before it, which is what *wait* is for. Checked on
+2.11 and 2.13.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -118,8 +119,13 @@ def _lower_wait(kept: Any, other: Any) -> Any:
     return copied
 
 
-def _lower_store(x: Any) -> Any:
+def _lower_store(x: Any, dim_order: Sequence[int] | None = None) -> Any:
     x.realize()
+    if dim_order is not None and ir.is_storage_and_layout(x):
+        _, layout = ir.as_storage_and_layout(x, freeze=False)
+        if isinstance(layout, ir.FlexibleLayout):
+            ranks = {dim: rank for rank, dim in enumerate(reversed(dim_order))}
+            x.freeze_layout_with_stride_order([ranks[dim] for dim in range(len(ranks))])
     return x
 
 

@@ -220,9 +220,9 @@ def _wait(kept: Tensor, other: Tensor) -> Tensor:
     return kept.clone()
 
 
-def _store(x: Tensor) -> Tensor:
+def _store(x: Tensor, dim_order: Sequence[int] | None = None) -> Tensor:
     """Copy a tensor; Inductor stores it and reads it from there, with no copy (``_calls``)."""
-    return x.clone()
+    return x.clone() if dim_order is None else _in_order(x, dim_order).clone()
 
 
 key_schedule = define(
@@ -297,7 +297,12 @@ untile = define(
     functools.partial(tiles.untile, draw=draw_signs),
 )
 wait = define("wait(Tensor kept, Tensor other) -> Tensor", _wait, _wait)
-store = define("store(Tensor x) -> Tensor", _store, _store, layout=torch.Tag.flexible_layout)
+store = define(
+    "store(Tensor x, int[]? dim_order=None) -> Tensor",
+    _store,
+    _store,
+    layout=torch.Tag.flexible_layout,
+)
 sign_tile = define(
     "sign_tile(Tensor x, Tensor seed, int side, int[] kept, int[] dim_order) -> (Tensor, Tensor)",
     sign_tiles.sign_tile,
