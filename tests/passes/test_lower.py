@@ -86,6 +86,28 @@ def test_kept_inputs_of_a_convolution_are_copied_for_an_inner_compiler_that_woul
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize(("channels_last", "order"), [(True, [0, 2, 3, 1]), (False, [0, 1, 2, 3])])
+def test_what_is_encoded_and_convolved_is_stored_in_one_layout_before(toy, channels_last, order):
+    b = toy.Builder()
+    x, w, grad = (b.input(n, 2, 2, 3, 3) for n in ("primals_1", "primals_2", "tangents_1"))
+    geometry = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    value = b.call(aten.relu.default, x)
+    y = b.call(aten.convolution.default, value, w, None, *geometry)
+    z = b.call(aten.silu.default, y)  # whose layout is fixed, and read by nothing costly
+    kept = b.call(aten.silu.default, value)  # stands for an encode
+    joint = b.joint([y, z, kept], [None, b.call(aten.mul.Tensor, grad, grad)])
+    split = Partition(*default_partition(joint.module, None, num_fwd_outputs=3), 3)
+    table = {aten.silu.default: torch.sin}
+    lower(split, table, {}, channels_last=channels_last, store=torch.ops.xconv.store.default)
+    (stored,) = split.forward.graph.find_nodes(
+        op="call_function", target=torch.ops.xconv.store.default
+    )
+    assert [stored.args[0].name, stored.args[1]] == ["relu", order]
+    assert stored.prev is stored.args[0]
+    assert {user.name.split("_")[0] for user in stored.users} == {"sin", "convolution"}
+    assert list(stored.args[0].users) == [stored]
+
+
 def test_a_call_that_its_function_refuses_is_an_error(split):
     with pytest.raises(VerifierError) as caught:
         lower(split, {aten.logit.default: lambda _: NotImplemented}, {})

@@ -3,6 +3,8 @@
 What is expected is what Inductor 2.13 writes for each (``TORCH_LOGS=output_code``).
 """
 
+import math
+
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -219,3 +221,19 @@ def test_what_sticks_out_of_tiles_is_not_stored_where_pairs_are_whole(extent, nu
     )
     stored = sizes(program, [name for kernel in program.kernels for name in kernel.outputs])
     assert len([nbytes for nbytes in stored if nbytes >= 2 * 8 * extent**2 * 4]) == num_stored
+
+
+@pytest.mark.parametrize(("order", "num_stored"), [([0, 2, 3, 1], 1), (None, 2)])
+def test_what_is_stored_in_the_order_of_its_convolution_is_not_copied_for_it(order, num_stored):
+    size = (2, 32, 16, 16)
+
+    def step(x, w):
+        value = torch.ops.xconv.store(x.relu(), order)
+        sums = value.permute(0, 2, 3, 1).reshape(2, 4, 4, 16, 32).sum((2, 3))  # as an encode reads
+        return sums, torch.ops.aten.convolution(
+            value, w, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1
+        )
+
+    program = schedule(step, torch.ones(size), torch.ones(64, 32, 3, 3))
+    stored = sizes(program, [name for kernel in program.kernels for name in kernel.outputs])
+    assert stored.count(math.prod(size) * 4) == num_stored
