@@ -8,6 +8,7 @@ from functorch.compile import default_partition
 from passes import Partition, VerifierError
 from passes.joint import copy_module, output_node
 from passes.lower import lower
+from xconv_fx.ops.sketching import store
 
 aten = torch.ops.aten
 
@@ -98,10 +99,8 @@ def test_what_is_encoded_and_convolved_is_stored_in_one_layout_before(toy, chann
     joint = b.joint([y, z, kept], [None, b.call(aten.mul.Tensor, grad, grad)])
     split = Partition(*default_partition(joint.module, None, num_fwd_outputs=3), 3)
     table = {aten.silu.default: torch.sin}
-    lower(split, table, {}, channels_last=channels_last, store=torch.ops.xconv.store.default)
-    (stored,) = split.forward.graph.find_nodes(
-        op="call_function", target=torch.ops.xconv.store.default
-    )
+    lower(split, table, {}, channels_last=channels_last, store=store)
+    (stored,) = split.forward.graph.find_nodes(op="call_function", target=store)
     assert [stored.args[0].name, stored.args[1]] == ["relu", order]
     assert stored.prev is stored.args[0]
     assert {user.name.split("_")[0] for user in stored.users} == {"sin", "convolution"}

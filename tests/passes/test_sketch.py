@@ -241,13 +241,13 @@ def test_the_backward_reads_unpacked_masks_and_so_do_its_clones(toy):
 %primals_1: f32[2,4]
 %tangents_1: f32[2,4]
 %gt: b8[2,4] = aten.gt.Scalar(%primals_1, 0)
-%where: f32[2,4] = aten.where.ScalarOther(%gt, %primals_1, 0.0)
 %view: b8[4,2] = aten.view.default(%gt, [-1, 2])
 %_to_copy: u8[4,2] = aten._to_copy.default(%view, dtype=u8)
 %select: u8[4] = aten.select.int(%_to_copy, 1, 0)
 %select_1: u8[4] = aten.select.int(%_to_copy, 1, 1)
 %mul_1: u8[4] = aten.mul.Tensor(%select_1, 2)
 %add: u8[4] = aten.add.Tensor(%select, %mul_1)  # save
+%where: f32[2,4] = aten.where.ScalarOther(%gt, %primals_1, 0.0)
 %bitwise_and: u8[4] = aten.bitwise_and.Scalar(%add, 1)  # recompute
 %rshift: u8[4] = aten.__rshift__.Scalar(%add, 1)  # recompute
 %stack: u8[4,2] = aten.stack.default([%bitwise_and, %rshift], 1)  # recompute
