@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import passes
 import xconv_fx
-from xconv_fx import backend
+from xconv_fx import partition_function
 from xconv_fx.rules import make_rules
 
 # A price of noise at which sketches have 8 bits: a wrong formula shows soon.
@@ -208,8 +208,10 @@ def test_a_derived_concatenation_is_joined_from_parts_laid_out_as_its_reader_wan
         del inner, joint
         return make_rules(options, channels_last=True)
 
-    monkeypatch.setattr(backend, "passes", SimpleNamespace(**{**vars(passes), "run": run}))
-    monkeypatch.setattr(backend, "rules_for", rules)
+    monkeypatch.setattr(
+        partition_function, "passes", SimpleNamespace(**{**vars(passes), "run": run})
+    )
+    monkeypatch.setattr(partition_function, "rules_for", rules)
     compile_xconv(Skip())(torch.randn(2, 3, 16, 16)).square().sum().backward()
     (outcome,) = outcomes
     gradients = outcome.split.backward.graph.find_nodes(
