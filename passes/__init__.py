@@ -12,6 +12,7 @@ from passes.budget import BudgetedPlan, plan_within, plan_within_peak, refine
 from passes.decompose import decompose
 from passes.derive import Derivation
 from passes.estimate import CostTable, ValueCost, estimate_costs
+from passes.falling_peaks import plan_below
 from passes.joint import JointGraph
 from passes.liveness import MemoryEstimate, predict_memory
 from passes.partition import Partition, kept_exactly, partition, partition_exact
@@ -48,6 +49,7 @@ __all__ = [
     "make_plan",
     "partition",
     "partition_exact",
+    "plan_below",
     "plan_within",
     "plan_within_peak",
     "predict_memory",

@@ -51,6 +51,9 @@ _KEPT_SHARES = (2, 4, 8)
 
 _PlanAt = Callable[[float], Plan]
 
+Search = Callable[[int], "BudgetedPlan"]
+"""Searches the plan of least noise within a limit."""
+
 
 @dataclass(frozen=True)
 class BudgetedPlan:
@@ -91,7 +94,13 @@ def plan_within(
     Returns:
         The plan and what it takes.
     """
-    return _plan_within(costs, limit_nbytes, measure, _solver(costs))
+    return make_search(costs, measure)(limit_nbytes)
+
+
+def make_search(costs: CostTable, measure: Callable[[Plan], int] | None = None) -> Search:
+    """Return :func:`plan_within` of one cost table, for several limits: it cuts once a price."""
+    plan_at = _solver(costs)
+    return lambda limit_nbytes: _plan_within(costs, limit_nbytes, measure, plan_at)
 
 
 def _solver(costs: CostTable) -> _PlanAt:

@@ -39,12 +39,14 @@ class CodecCost:
         sensitivity: how much a unit of it counts; modelled, it is summed over the linear uses,
             and raised where a weight gradient sums over few positions; measured, see
             :mod:`passes.measured`.
+        decoding_nbytes: bytes that decoding stores on its way.
     """
 
     codec: Codec
     nbytes: int
     noise: float
     sensitivity: float
+    decoding_nbytes: int = 0
 
     @property
     def harm(self) -> float:
@@ -295,7 +297,14 @@ def _codec_costs(
         return (), next((r for r in reasons if r), "no codec is configured")
     sensitivity = sum(sensitivity_of(user, use) for user, use in linear)
     priced = [
-        CodecCost(c, c.nbytes(shape, val.dtype), c.noise(shape), sensitivity) for c in fitting
+        CodecCost(
+            c,
+            c.nbytes(shape, val.dtype),
+            c.noise(shape),
+            sensitivity,
+            c.decoding_nbytes(shape, val.dtype),
+        )
+        for c in fitting
     ]
     smaller = tuple(c for c in priced if c.nbytes < size)
     if not smaller:

@@ -12,7 +12,8 @@ backward, and knows three kinds of calls:
       read for each of them (``realize_reads_threshold``, 2.13).
 
 A kept value is in memory from its making to its last read; a stand-in that is read as a whole is
-one more value, for that read; a call that is run again stores its results once more, where the
+one more value, for that read, and where it is decoded in two steps what is stored between them is
+another; a call that is run again stores its results once more, where the
 backward first reads them. On the CPU all loops between two calls are one function, whose values
 are in memory together, but that each may take the place of one that is read there for the last
 time. What is left out are choices of Inductor's scheduler: which loops it merges, in which order,
@@ -35,7 +36,7 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import flop_registry
 
-from passes.joint import JointGraph, is_tangent, tensor_nbytes, tensor_val
+from passes.joint import JointGraph, hinted_shape, is_tangent, tensor_nbytes, tensor_val
 from passes.kernels import Kernel, Program, base_values
 from passes.liveness import MemoryEstimate, estimate_memory, visible_outputs
 from passes.op_traits import recompute_ban
@@ -46,6 +47,9 @@ from passes.workspace import Layouts, Workspaces, workspace_nbytes
 # A stand-in is read as codes, offsets and steps.
 _READS_OF_STAND_IN = 3
 _STAND_IN = ":stand-in"
+# What decoding a stand-in stores on its way: several numbers of it an element.
+_HALFWAY = ":halfway"
+_READS_HALFWAY = 8
 _AGAIN = ":again"
 
 
@@ -84,6 +88,7 @@ class Forecast:
         forward: the calls of the forward, in graph order.
         backward: those of the backward.
         max_reads: what is read in several places and made of more stored values is stored.
+        waits: calls whose sketched operands are decoded after all loops before them.
     """
 
     joint: JointGraph
@@ -91,6 +96,7 @@ class Forecast:
     forward: tuple[_Call, ...]
     backward: tuple[_Call, ...]
     max_reads: int
+    waits: Container[object] = ()
 
     @classmethod
     def of(
@@ -101,6 +107,7 @@ class Forecast:
         workspaces: Workspaces | None = None,
         channels_last: bool = False,
         max_reads: int = 4,
+        waits: Container[object] = (),
     ) -> Forecast:
         """Read off a graph what is the same under all plans.
 
@@ -110,6 +117,7 @@ class Forecast:
             workspaces: what those that are not lowered need while they run.
             channels_last: whether the compiler lays 4-D values out channels-last.
             max_reads: Inductor's ``realize_reads_threshold``.
+            waits: the calls of ``Rules.wait``.
         """
         base = base_values(joint.graph)
         in_backward = joint.backward_nodes()
@@ -126,6 +134,7 @@ class Forecast:
             tuple(call for call in calls if call.node not in in_backward),
             tuple(call for call in calls if call.node in in_backward),
             max_reads,
+            waits,
         )
 
     def memory(self, plan: Plan) -> MemoryEstimate:
@@ -153,7 +162,12 @@ class Forecast:
         nbytes = {**self._nbytes, **self._kept_nbytes(kept)}
         return estimate_memory(
             Program(forward, nbytes, inputs, (*(n.name for n in self._returned), *kept_names)),
-            Program(backward, {**nbytes, **dict.fromkeys(inputs, 0)}, (), self._gradients),
+            Program(
+                backward,
+                {**nbytes, **self._halfway_nbytes(decisions), **dict.fromkeys(inputs, 0)},
+                (),
+                self._gradients,
+            ),
             kept=list(kept_names),
             held=held,
             initial=[*kept_names, *tangents],
@@ -196,8 +210,10 @@ class Forecast:
                 return reads.get(value, ())
             return self._resolve(node, decisions, resolved, launches)
 
-        launches = _Launches(self._nbytes)
+        launches = _Launches({**self._nbytes, **self._halfway_nbytes(decisions)})
         for call in self.backward:
+            if self._waits(call, decisions):
+                launches.close()
             reads_of = {node: read_in_backward(node) for node in call.node.all_input_nodes}
             read = self._read(call, reads_of, launches)
             self._settle(call, read, whole, launches, reads)
@@ -229,7 +245,7 @@ class Forecast:
         reads: dict[fx.Node, tuple[str, ...]],
     ) -> None:
         """Store the results of a call, or have those who read them read what it reads."""
-        num_reads = sum(_READS_OF_STAND_IN if r.endswith(_STAND_IN) else 1 for r in read)
+        num_reads = sum(_num_reads(name) for name in read)
         is_wanted = call.node in whole or (call.is_shared and num_reads > self.max_reads)
         if call.kind is not _Kind.INLINED or is_wanted:
             launches.run(call, read)
@@ -257,6 +273,10 @@ class Forecast:
             decision = decisions.get(current.name)
             if current.op == "placeholder" or (decision is not None and decision.kept_nbytes):
                 name = current.name if decision is None else self._kept_name(current, decision)
+                if decision is not None and _halfway_nbytes(current, decision):
+                    launches.loops(current, [f"{current.name}{_HALFWAY}"], [name])
+                    launches.close()
+                    name = f"{current.name}{_HALFWAY}"
                 resolved[current] = (name,)
             else:
                 sources = self._sources(current, decision)
@@ -289,6 +309,20 @@ class Forecast:
         """Bytes of stand-ins; what is kept as it is has its own, and a view those of its base."""
         stand_ins = ((node, d) for node, d in kept.items() if _is_stand_in(d))
         return {self._kept_name(node, d): d.kept_nbytes for node, d in stand_ins}
+
+    def _halfway_nbytes(self, decisions: Mapping[str, Decision]) -> dict[str, int | None]:
+        """Bytes of what decoding stores on its way, by its name."""
+        return {
+            f"{name}{_HALFWAY}": _halfway_nbytes(self._by_name[name], decision)
+            for name, decision in decisions.items()
+            if name in self._by_name
+        }
+
+    def _waits(self, call: _Call, decisions: Mapping[str, Decision]) -> bool:
+        if call.node.target not in self.waits:
+            return False
+        read = (decisions.get(self.base[node].name) for node in call.node.all_input_nodes)
+        return any(d is not None and d.action is Action.SKETCH for d in read)
 
     def _kept_name(self, node: fx.Node, decision: Decision) -> str:
         return f"{node.name}{_STAND_IN}" if _is_stand_in(decision) else self.base[node].name
@@ -392,6 +426,20 @@ def _is_stand_in(decision: Decision) -> bool:
     return decision.action in (Action.PACK, Action.SKETCH)
 
 
+def _num_reads(name: str) -> int:
+    if name.endswith(_HALFWAY):
+        return _READS_HALFWAY
+    return _READS_OF_STAND_IN if name.endswith(_STAND_IN) else 1
+
+
+def _halfway_nbytes(node: fx.Node, decision: Decision) -> int:
+    """Bytes that decoding a stand-in stores on its way; 0 where it is decoded in one step."""
+    val = tensor_val(node)
+    if decision.codec is None or not _is_stand_in(decision) or val is None:
+        return 0
+    return decision.codec.decoding_nbytes(hinted_shape(val), val.dtype)
+
+
 @dataclass
 class _Launches:
     """The kernels of a graph as they come. Mutable.
@@ -434,6 +482,10 @@ class _Launches:
         self._add(node, outputs, reads, reused=reused)
         val = tensor_val(node)
         self.is_open = val is not None and val.device.type == "cpu"
+
+    def close(self) -> None:
+        """Have no loops join the last kernel."""
+        self.is_open = False
 
     def _add(
         self,

@@ -82,6 +82,19 @@ class Codec(Protocol):
         """
         ...
 
+    def decoding_nbytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
+        """Count the bytes that decoding stores on its way, where kernels are merged.
+
+        Args:
+            shape: shape of the tensor, plain ints.
+            dtype: dtype of the tensor.
+
+        Returns:
+            Bytes of what is made of all parts and has to be there before the result is; 0 where
+            each element of the result is made of the parts at once.
+        """
+        ...
+
     def noise(self, shape: Sequence[int]) -> float:
         """Model the relative noise ``E||x_hat - x||^2 / ||x||^2``.
 

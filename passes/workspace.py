@@ -2,8 +2,8 @@
 
 Comes in: a call with fake tensors. Goes out: bytes beyond its result. The factors of the CPU were
 read off the allocator's record on torch 2.13 (oneDNN, one thread, AVX-512), op by op; what depends
-on the number of threads says so. With AVX2 the weight gradient of a volume takes less. How channels
-fill up their blocks was read off with AVX2.
+on the number of threads says so. With AVX2 the weight gradient of a volume takes less. How few
+channels fill up their blocks was read off with both, of images.
 
 On a CUDA device cuDNN picks its workspace at run time: its kernels for tensor cores work on
 channels-last copies of what is not so, and with these the peaks of whole steps of U-Nets come out
@@ -24,7 +24,8 @@ from passes.joint import layout_hint, tensor_nbytes, tensor_val
 aten = torch.ops.aten
 
 # Channels in a block of oneDNN's format, and those of an image.
-_BLOCK = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
+_IS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+_BLOCK = 16 if _IS_AVX512 else 8
 _IMAGE_CHANNELS = 3
 
 # Batch from which aten hands 1x1 convolutions to oneDNN even on one thread.
@@ -115,9 +116,9 @@ def weight_gradient_nbytes(
         return _cudnn_nbytes(grad, x, weight)
     if x.device.type != "cpu" or _is_native(x, weight, stride):
         return 0
-    # Where the kernel is larger than the image oneDNN (3.12) multiplies matrices, and has room for
-    # four weights a thread.
-    smaller = _is_smaller(grad, x, weight)
+    # Where the kernel is larger than the image oneDNN (3.12) multiplies matrices without AVX-512,
+    # and has room for four weights a thread.
+    smaller = not _IS_AVX512 and _is_smaller(grad, x, weight)
     scratch = 4 * torch.get_num_threads() * _nbytes(weight) if smaller else 0
     if _is_channels_last(x) or _is_channels_last(weight):
         held = scratch + _nbytes(weight) if scratch else 3 * _nbytes(weight)
@@ -125,10 +126,30 @@ def weight_gradient_nbytes(
     # In 3-D oneDNN's gradient has a scratchpad of three more weights beside its own format.
     weights = scratch or _nbytes(weight) * (4 if x.dim() == 5 else 1)
     filled = _filled_nbytes(weight, [0, 1]) - _nbytes(weight)
-    # An image of three channels stays as it is.
-    image = _torch.size_hint(x.shape[1]) == _IMAGE_CHANNELS
-    copied = _nbytes(x) if image else _reordered_nbytes(x)
+    copied = _nbytes(x) if _is_image(x) else _reordered_nbytes(x)
+    if _IS_AVX512 and x.dim() == 4:
+        copied = _few_channels_nbytes(x)
     return max(_reordered_nbytes(grad) + copied + filled, weights)
+
+
+def _is_image(x: torch.Tensor) -> bool:
+    """Whether oneDNN reads it as it is, without filling its channels up."""
+    return _torch.size_hint(x.shape[1]) == _IMAGE_CHANNELS
+
+
+def _few_channels_nbytes(x: torch.Tensor) -> int:
+    """Bytes of the copies of what a weight gradient reads, with AVX-512.
+
+    Up to three channels are not copied, up to eight are filled up to eight.
+    """
+    channels = _torch.size_hint(x.shape[1]) or 1
+    straight = 0 if _is_contiguous(x) else _nbytes(x)
+    if channels <= _IMAGE_CHANNELS:
+        return straight
+    half = _BLOCK // 2
+    return straight + (
+        half * _nbytes(x) // channels if channels <= half else _filled_nbytes(x, [1])
+    )
 
 
 def _cudnn_nbytes(first: torch.Tensor, second: torch.Tensor, third: torch.Tensor) -> int:

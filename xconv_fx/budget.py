@@ -28,10 +28,12 @@ from passes import (
     Action,
     BudgetedPlan,
     CostTable,
+    Decision,
     JointGraph,
     Outcome,
     Plan,
     at_price,
+    plan_below,
     plan_within,
     plan_within_peak,
 )
@@ -109,6 +111,7 @@ def make_planner(
     stock_nbytes: Callable[[], int],
     step: StepBudget | None,
     peaks: PeaksOf | None = None,
+    decodes_in_steps: bool = False,
 ) -> Planner:
     """Return the planner for the user's budget.
 
@@ -122,6 +125,8 @@ def make_planner(
         peaks: predicts the peak of plans where the graph is a whole step, None elsewhere: for a
             share, unless ``time_price`` is given, no costly op is computed again if that raises it
             by more than it keeps less.
+        decodes_in_steps: whether plans differ in what decoding stores on its way: then a share
+            raises no peak by that if it can be helped (:mod:`passes.falling_peaks`).
 
     Returns:
         A planner, see :data:`passes.pipeline.Planner`. It raises :class:`BudgetError` for a
@@ -135,7 +140,7 @@ def make_planner(
         if isinstance(budget, float):
             predict = None if peaks is None else functools.partial(peaks, joint, carry_out)
             limit = int(budget * stock_nbytes())
-            found, refused = _plan_within_share(limit, costs, time_price, predict)
+            found, refused = _plan_within_share(limit, costs, time_price, predict, decodes_in_steps)
             asked = f"{budget:g} of what torch's default partition keeps"
         else:
             _refuse_unknown(joint)
@@ -155,19 +160,32 @@ def _plan_within_share(
     costs: CostTable,
     time_price: float | None,
     peaks: Callable[[], Callable[[Plan], int]] | None,
+    decodes_in_steps: bool,
 ) -> tuple[BudgetedPlan, str]:
     """Plan a graph within a share; say what plan was refused for its peak, if one was."""
     search = functools.partial(plan_within, limit_nbytes=limit_nbytes, measure=_kept_nbytes)
-    *others, found = _candidates(search, costs, time_price)
-    if peaks is None or not others:
-        return found, ""
-    (least,) = others
+    if peaks is None:
+        return _candidates(search, costs, time_price)[-1], ""
+    predicted: dict[tuple[Decision, ...], int] = {}
+    prepare = functools.cache(peaks)
+
+    def peak_of(plan: Plan) -> int:
+        if plan.decisions not in predicted:
+            predicted[plan.decisions] = prepare()(plan)
+        return predicted[plan.decisions]
+
+    falling = functools.partial(
+        plan_below, limit_nbytes=limit_nbytes, measure=_kept_nbytes, peak_of=peak_of
+    )
     try:
-        peak_of = peaks()
+        *others, found = _candidates(falling if decodes_in_steps else search, costs, time_price)
+        if not others:
+            return found, ""
+        (least,) = others
         peak, least_peak = peak_of(found.plan), peak_of(least.plan)
     except Exception:  # noqa: BLE001  the share is met without it
         log.warning("the memory of plans of this graph could not be predicted", exc_info=True)
-        return found, ""
+        return _candidates(search, costs, time_price)[-1], ""
     # Were there another graph like it, what is kept less would count once more.
     if peak - least_peak <= least.measured_nbytes - found.measured_nbytes:
         return found, ""

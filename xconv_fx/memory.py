@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -127,7 +127,11 @@ def _read_schedules(
 
 
 def make_forecast(
-    joint: JointGraph, settings: Mapping[str, Any], *, channels_last: bool
+    joint: JointGraph,
+    settings: Mapping[str, Any],
+    *,
+    channels_last: bool,
+    waits: Container[object] = (),
 ) -> Forecast:
     """Prepare to forecast the memory of plans under Inductor.
 
@@ -135,6 +139,7 @@ def make_forecast(
         joint: an exposed joint graph.
         settings: of Inductor.
         channels_last: whether Inductor lays 4-D values out channels-last.
+        waits: the calls of ``Rules.wait``.
     """
     return Forecast.of(
         joint,
@@ -142,6 +147,7 @@ def make_forecast(
         workspaces=WORKSPACES,
         channels_last=channels_last,
         max_reads=max_reads(settings),
+        waits=waits,
     )
 
 

@@ -209,9 +209,7 @@ class PartitionFunction:
         if step is not None and self.forecasts and self.holds_bytes:
             step = dataclasses.replace(
                 step,
-                forecasts=functools.cache(
-                    functools.partial(self._forecasts, inputs, rules.channels_last)
-                ),
+                forecasts=functools.cache(functools.partial(self._forecasts, inputs, rules)),
                 forecast_error_nbytes=self.forecast_error_nbytes,
             )
         given, calibration = self.options.memory_budget, self.calibration
@@ -222,7 +220,8 @@ class PartitionFunction:
             strict=self.options.strict,
             stock_nbytes=count_stock,
             step=step,
-            peaks=self._peaks(inputs, predict, rules.channels_last),
+            peaks=self._peaks(inputs, predict, rules),
+            decodes_in_steps=self.inner == "inductor",
         )
         outcome = passes.run(
             joint,
@@ -278,18 +277,23 @@ class PartitionFunction:
         return split, report
 
     def _forecasts(
-        self, inputs: GraphInputs, channels_last: bool, joint: JointGraph
+        self, inputs: GraphInputs, rules: passes.Rules, joint: JointGraph
     ) -> Callable[[Plan], GraphMemory]:
         """Return what forecasts the memory that plans of an exposed graph add to a step."""
         with _torch.without_guards(joint.graph):
-            forecast = make_forecast(joint, self.settings, channels_last=channels_last)
+            forecast = make_forecast(
+                joint,
+                self.settings,
+                channels_last=rules.channels_last,
+                waits=() if rules.wait is None else rules.wait.arguments,
+            )
         return lambda plan: GraphMemory.of(inputs, forecast.memory(plan))
 
     def _peaks(
         self,
         inputs: GraphInputs,
         predict: Callable[[passes.Outcome], MemoryEstimate],
-        channels_last: bool,
+        rules: passes.Rules,
     ) -> PeaksOf | None:
         """Return what predicts the peak of plans under a share, if the graph is a whole step.
 
@@ -303,7 +307,7 @@ class PartitionFunction:
             joint: JointGraph, carry_out: Callable[[Plan], passes.Outcome]
         ) -> Callable[[Plan], int]:
             if self.inner == "inductor":
-                forecast = self._forecasts(inputs, channels_last, joint)
+                forecast = self._forecasts(inputs, rules, joint)
                 return lambda plan: room.known_peak_nbytes(forecast(plan))
             return lambda plan: room.known_peak_nbytes(
                 GraphMemory.of(inputs, predict(carry_out(plan)))

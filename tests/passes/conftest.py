@@ -118,6 +118,10 @@ class Coin:
     def nbytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         return torch.Size(shape).numel() // 2 * dtype.itemsize
 
+    def decoding_nbytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
+        del shape, dtype
+        return 0
+
     def noise(self, shape: Sequence[int]) -> float:
         del shape
         return 1.0
@@ -154,6 +158,10 @@ class Half:
     def nbytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         del dtype
         return torch.Size(shape).numel() * 2
+
+    def decoding_nbytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
+        del shape, dtype
+        return 0
 
     def noise(self, shape: Sequence[int]) -> float:
         del shape
@@ -212,6 +220,10 @@ class Pairs:
     def nbytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         del dtype
         return -(-torch.Size(shape).numel() // 2)
+
+    def decoding_nbytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
+        del shape, dtype
+        return 0
 
     def noise(self, shape: Sequence[int]) -> float:
         del shape

@@ -1,5 +1,7 @@
 """The memory of a step before its graphs are made, on steps small enough to be counted by hand."""
 
+import dataclasses
+import functools
 import math
 import operator
 
@@ -188,3 +190,42 @@ def test_kept_parts_of_a_split_hold_all_of_it_once(toy, kept, nbytes):
     assert memory.kept_nbytes == nbytes
     # The output, of half the size, is made from what is held for the backward.
     assert memory.live_after_forward_nbytes == nbytes + V // 2
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoSteps:
+    """A codec as far as a forecast looks at it, which stores ten values before it has one."""
+
+    needs_seed = False
+    exact = False
+
+    def decoding_nbytes(self, shape, dtype):
+        return 10 * torch.Size(shape).numel() * dtype.itemsize
+
+
+def test_what_decoding_stores_on_its_way_is_beside_what_it_makes(toy):
+    joint = between_products(toy, aten.sin.default)
+    plan = Plan((Decision("sin", Action.SKETCH, TwoSteps(), V, 6, 0.1),), 0.0)
+    memory = forecast(joint, plan)
+    # The output, the tangent, what is stored, and the factor; the stand-in is no longer needed.
+    assert memory.backward_peak_nbytes == (2 + 10 + 1) * V
+    assert memory.peak.phase == "backward"
+
+
+def test_a_sketched_operand_is_decoded_after_the_loops_before_a_call_that_waits(toy):
+    b = toy.Builder()
+    x, grad = b.input("primals_1", 2, 4), b.input("tangents_1", 2, 4)
+    w, v = b.input("primals_2", 4, 8), b.input("primals_3", 8, 4)
+    value = b.call(aten.sin.default, b.call(aten.mm.default, x, w))
+    y = b.call(aten.mm.default, value, v)
+    square = b.input("primals_4", 4, 4)
+    parts = [b.call(aten.mm.default, grad, square) for _ in range(8)]
+    total = functools.reduce(functools.partial(b.call, aten.add.Tensor), parts)
+    gradient = b.call(aten.mm.default, b.call(aten.t.default, value), total)
+    joint = b.joint([y], [None, None, gradient, None], static=(1, 2, 3))
+    half, waits = sketch(toy, "sin", 6), (aten.mm.default,)
+    # The output, the tangent, the stand-in and the summands, of which the sum replaces one; beside
+    # them, or later, the factor of twice that size.
+    assert forecast(joint, half).backward_peak_nbytes == (2 + 8 + 2) * V + 6
+    assert forecast(joint, half, waits=waits).backward_peak_nbytes == (2 + 8) * V + 6
+    assert forecast(joint, keep("sin"), waits=waits) == forecast(joint, keep("sin"))

@@ -103,6 +103,11 @@ class Pack:
         order = range(len(shape))
         return sum(math.prod(packed_size(shape, 8 // width, order)) for width in self.widths)
 
+    def decoding_nbytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
+        """See :meth:`Codec.decoding_nbytes`."""
+        del shape, dtype
+        return 0
+
     def noise(self, shape: Sequence[int]) -> float:
         """Return 0: exact."""
         del shape

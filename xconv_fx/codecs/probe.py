@@ -94,6 +94,11 @@ class Probe:
         rows = 1 if self.mode == "multichannel" else shape[1]
         return shape[0] * rows * self.probes * compute_dtype(dtype).itemsize
 
+    def decoding_nbytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
+        """See :meth:`Codec.decoding_nbytes`."""
+        del shape, dtype
+        return 0
+
     def noise(self, shape: Sequence[int]) -> float:
         """Model the noise; it holds for every x but for ``orthogonal``.
 

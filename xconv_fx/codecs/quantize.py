@@ -92,6 +92,11 @@ class Quantize:
         num_bytes = math.prod(packed_size(shape, 8 // self.bits, range(len(shape))))
         return num_bytes + num_groups * 2 * compute_dtype(dtype).itemsize
 
+    def decoding_nbytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
+        """See :meth:`Codec.decoding_nbytes`."""
+        del shape, dtype
+        return 0
+
     def noise(self, shape: Sequence[int]) -> float:
         """Model the noise for independent standard normal elements.
 

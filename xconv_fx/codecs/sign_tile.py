@@ -92,6 +92,10 @@ class SignTile:
         rounded = _SCALARS.nbytes(self._scalars_shape(shape), dtype)
         return signs * math.prod(grid_of(shape, self.side)) + rounded
 
+    def decoding_nbytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
+        """See :meth:`Codec.decoding_nbytes`: the planes are decoded first."""
+        return Tile(self.side, self.kept).decoding_nbytes(shape, dtype)
+
     def noise(self, shape: Sequence[int]) -> float:
         """Model the noise for independent standard normal elements, as ``Tile`` does.
 

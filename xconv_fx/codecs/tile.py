@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -100,6 +101,10 @@ class Tile:
     def nbytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         """See :meth:`Codec.nbytes`."""
         return Quantize(self.bits).nbytes(self._planes_shape(shape), dtype)
+
+    def decoding_nbytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
+        """See :meth:`Codec.decoding_nbytes`: the planes are decoded first."""
+        return math.prod(self._planes_shape(shape)) * compute_dtype(dtype).itemsize
 
     def noise(self, shape: Sequence[int]) -> float:
         """Model the noise for independent standard normal elements, as ``Quantize`` does.

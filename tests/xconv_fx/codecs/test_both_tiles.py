@@ -7,7 +7,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from xconv_fx.codecs import SignTile, Tile
-from xconv_fx.ops import DECOMPOSITIONS
+from xconv_fx.ops import DECOMPOSITIONS, sketching
 
 ORDERS = {"plain": [0, 1, 2, 3], "last": [0, 2, 3, 1]}
 
@@ -40,6 +40,15 @@ def test_the_mean_over_seeds_is_the_input(codec, dtype, order):
     weight = torch.randn(x.shape, dtype=torch.float64, generator=generator)
     values = (error * weight).sum((1, 2, 3, 4))
     assert abs(float(values.mean())) < 6 * float(values.std()) / math.sqrt(400)
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 16, 8), (3, 5, 9, 11), (2, 4, 8, 9, 10)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("codec", [Tile(4, (1, 2)), SignTile(4, (2, 6)), SignTile(8, (1, 2, 5))])
+def test_decoding_stores_the_planes_on_its_way(codec, dtype, shape):
+    seed, order = torch.tensor(5), list(range(len(shape)))
+    planes = sketching.tile(torch.randn(shape).to(dtype), seed, codec.side, list(codec.kept), order)
+    assert codec.decoding_nbytes(shape, dtype) == planes.nbytes
 
 
 # Each takes a minute to compile: both memory orders, one with edges that the side does not divide.

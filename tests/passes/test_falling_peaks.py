@@ -1,0 +1,122 @@
+import dataclasses
+
+import pytest
+
+from passes.budget import plan_within
+from passes.estimate import CodecCost, CostTable, ValueCost
+from passes.falling_peaks import plan_below
+
+
+class Named:
+    """A codec as far as the planner looks at it."""
+
+    def __init__(self, name):
+        self.name = name
+
+    exact = False
+    needs_seed = True
+
+
+def codec(nbytes, noise, decoding_nbytes=0):
+    return CodecCost(Named(f"{nbytes}"), nbytes, noise, 1.0, decoding_nbytes)
+
+
+# Of two codecs of one size the better one stores something on its way.
+FINE, DETOUR, DIRECT = codec(500, 0.01), codec(100, 0.5, 600), codec(100, 0.8)
+
+
+def value(node, *codecs):
+    return ValueCost(
+        node=node,
+        inputs=(),
+        nbytes=1000,
+        size_known=True,
+        keep_nbytes=1000,
+        recompute_cost=None,
+        ban_reason="costly op",
+        must_recompute=False,
+        raw_users=(),
+        linear_users=(f"use_{node}",),
+        codecs=codecs,
+        unsketchable=None,
+        packing=None,
+        is_input=False,
+    )
+
+
+def table(*codecs):
+    return CostTable((value("first", *codecs), value("second", *codecs)))
+
+
+def used(plan, node):
+    (decision,) = (d for d in plan.decisions if d.node == node)
+    return decision.codec
+
+
+def peak_at(node, beside=0):
+    """The peak: where a value is decoded, with all that is kept and what is stored on the way."""
+
+    def peak(plan):
+        peak.asked += 1
+        stored = DETOUR.decoding_nbytes if used(plan, node) is DETOUR.codec else 0
+        return plan.kept_nbytes + 1000 + max(stored, beside)
+
+    peak.asked = 0
+    return peak
+
+
+def kept(plan):
+    return plan.kept_nbytes
+
+
+def test_a_codec_that_stores_on_its_way_is_avoided_where_that_raises_the_peak():
+    costs = table(FINE, DETOUR, DIRECT)
+    peak = peak_at("first")
+    finest = plan_within(costs, 200, kept)
+    assert used(finest.plan, "first") is DETOUR.codec
+    assert peak(finest.plan) > peak(plan_within(costs, 1000, kept).plan) - 1000
+    peaks = [peak(plan_below(costs, limit, kept, peak).plan) for limit in (2000, 1000, 400, 200)]
+    assert peaks == sorted(peaks, reverse=True)
+
+
+def test_it_is_used_where_the_peak_is_elsewhere():
+    costs = table(FINE, DETOUR, DIRECT)
+    found = plan_below(costs, 200, kept, peak_at("first", beside=DETOUR.decoding_nbytes))
+    assert found.plan == plan_within(costs, 200, kept).plan
+
+
+def test_the_limit_is_kept_where_nothing_else_keeps_to_it():
+    costs = table(FINE, DETOUR)
+    found = plan_below(costs, 200, kept, peak_at("first"))
+    assert found.fits
+    assert used(found.plan, "first") is DETOUR.codec
+
+
+def test_one_that_stores_less_is_taken_before_one_that_stores_nothing():
+    less = codec(100, 0.6, 300)
+    costs = table(FINE, DETOUR, less, DIRECT)
+    stored = {c.codec: c.decoding_nbytes for c in (DETOUR, less)}
+
+    def peak(plan):
+        return plan.kept_nbytes + 1000 + stored.get(used(plan, "first"), 0)
+
+    # Within 800 one value is kept finely, which is the first: no peak of a smaller limit may be
+    # above 1600. That is 1800 where both take the detour, and 1500 where it is the smaller one.
+    assert used(plan_within(costs, 800, kept).plan, "first") is FINE.codec
+    assert used(plan_below(costs, 200, kept, peak).plan, "first") is less.codec
+
+
+@pytest.mark.parametrize("limit", [200, 1000, 2000])
+def test_no_peak_is_asked_for_where_all_is_decoded_at_once(limit):
+    peak = peak_at("first")
+    plain = dataclasses.replace(DETOUR, decoding_nbytes=0)
+    costs = table(FINE, plain)
+    assert plan_below(costs, limit, kept, peak) == plan_within(costs, limit, kept)
+    assert not peak.asked
+
+
+def test_a_limit_out_of_reach_gives_the_least():
+    costs = table(FINE, DETOUR, DIRECT)
+    found = plan_below(costs, 10, kept, peak_at("first"))
+    assert not found.fits
+    assert found == plan_within(costs, 10, kept)
