@@ -9,7 +9,8 @@ last of them. If it is stored by the first, the others read its own W bytes: so 
     k R  >=  R + k W + W / 2
 
 after those before it. The last term is what has to be won, for the first kernel may be one that
-cannot store it as well.
+cannot store it as well. R is to be 3 W / 2 at least: what is made of little more than its own bytes
+is no sum, and others may be made of the same (of a byte and a length a tile's eight signed ones).
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def _combined(node: fx.Node, reads: Mapping[fx.Node, _Reads]) -> _Reads:
 
 
 def _gains(node: fx.Node, own_nbytes: int, read_nbytes: int, count: int) -> bool:
-    if read_nbytes <= own_nbytes or not node.meta["val"].dtype.is_floating_point:
+    if 2 * read_nbytes < 3 * own_nbytes or not node.meta["val"].dtype.is_floating_point:
         return False
     if [_numel(user) for user in node.users] == [_numel(node)]:  # that one has the same readers
         return False

@@ -75,6 +75,17 @@ def test_no_value_is_stored_that_reads_little_more_than_itself(function, why):
     assert not found, why
 
 
+def test_values_made_of_the_same_small_ones_are_not_stored_in_their_place():
+    def decoded(codes, length, factors):
+        positive = [codes.to(torch.int32) & 2**k != 0 for k in range(8)]
+        signed = [torch.where(p, length, -length) for p in positive]
+        return [sum(factors[j ^ k] * signed[k] for k in range(8)) for j in range(8)]
+
+    codes = torch.randint(0, 256, (16, 8), dtype=torch.uint8)
+    _, found = stored(decoded, codes, *values(1, 16, 8), *values(1, 8, 16, 1))
+    assert not found
+
+
 @pytest.mark.parametrize(
     ("readers", "why"),
     [
