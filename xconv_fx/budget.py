@@ -1,15 +1,16 @@
 """Budgets: what ``options["memory_budget"]`` means for one graph, and what if it cannot be met.
 
-Comes in: the options and an exposed graph with its costs. Goes out: the planner that the passes
-ask for a plan. A share is of the bytes that torch's default partition of the same graph keeps; in a
+Comes in: the options and an exposed graph with its costs. Goes out: the planner that the passes ask
+for a plan. A share is of the bytes that torch's default partition of the same graph keeps; in a
 graph that is a whole step, costly ops are not computed again for one where that raises the peak by
-more than it keeps less. An absolute budget is of the step's predicted peak: parameters, buffers,
-batch, gradients, kept values and transients (optimiser state not included). It is searched by
-forecasts (:mod:`passes.forecast`), or by the graphs of plans where those do not do. Several graphs
-(graph breaks, buckets): a share applies to each; an absolute budget to the step of all of them, by
-the formula and the rule in :mod:`xconv_fx.step_memory`. Dynamic sizes: either is planned at the
-sizes that the graph is compiled with; at other sizes a peak is what it is there, nearly in
-proportion.
+more than it keeps less, and where kernels are merged no codec is used that raises it above that of
+a larger share by what it stores on its way (:mod:`passes.falling_peaks`). An absolute budget is of
+the step's predicted peak: parameters, buffers, batch, gradients, kept values and transients
+(optimiser state not included). It is searched by forecasts (:mod:`passes.forecast`), or by the
+graphs of plans where those do not do. Several graphs (graph breaks, buckets): a share applies to
+each; an absolute budget to the step of all of them, by the formula and the rule in
+:mod:`xconv_fx.step_memory`. Dynamic sizes: either is planned at the sizes that the graph is
+compiled with; at other sizes a peak is what it is there, nearly in proportion.
 """
 
 from __future__ import annotations
