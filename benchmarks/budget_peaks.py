@@ -3,7 +3,8 @@
 Run as ``python -m benchmarks.budget_peaks``. Zoo models, compiled together with their loss, are
 trained for a step under shares and under bytes, the latter as shares of the peak that the exact
 plan is measured to have. Two things are checked: a budget in bytes that is within reach holds, and
-a smaller budget gives no larger peak. A budget out of reach is taken as ``strict=False`` takes it.
+a smaller budget within reach gives no larger peak, but for seeds of a few hundred bytes. A budget
+out of reach, by default an error, is taken as ``strict=False`` takes it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from xconv_fx.options import INNERS
 
 SHARES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
 PEAK_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+# A rise of less than such a part of the peak is not counted.
+SEEDS = 1000
 # Batch and image side: activations are no less than the weights, as far as that compiles fast.
 MODELS = MappingProxyType(
     {
@@ -154,7 +157,7 @@ def violations(rows: Iterable[BudgetedStep]) -> list[str]:
             f"{model} {inner}: the peak rises from {kind} {before.budget:g} to {after.budget:g} "
             f"({after.measured_nbytes / before.measured_nbytes - 1:+.2%})"
             for before, after in pairwise(steps)
-            if after.measured_nbytes > before.measured_nbytes
+            if after.is_reached and after.measured_nbytes > before.measured_nbytes * (1 + 1 / SEEDS)
         ]
     return found
 

@@ -37,8 +37,19 @@ def test_a_peak_that_rises_is_said():
     smaller = dataclasses.replace(STEP, budget=0.8, budget_nbytes=110, measured_nbytes=99)
     (text,) = violations([STEP, smaller])
     assert text == "a aot_eager: the peak rises from bytes 0.9 to 0.8 (+12.50%)"
+    # By default a budget out of reach is an error.
+    assert not violations([STEP, dataclasses.replace(smaller, is_reached=False)])
     # Another model, compiler or kind of budget has peaks of its own.
     assert not violations([STEP, dataclasses.replace(smaller, inner="inductor")])
+
+
+@pytest.mark.parametrize(("risen", "count"), [(900, 0), (1100, 1)])
+def test_a_rise_by_seeds_is_none(risen, count):
+    before, after = (
+        dataclasses.replace(STEP, kind="share", budget_nbytes=None, measured_nbytes=nbytes)
+        for nbytes in (10**6, 10**6 + risen)
+    )
+    assert len(violations([before, after])) == count
 
 
 def test_several_graphs_are_an_error(monkeypatch):
