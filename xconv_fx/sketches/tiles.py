@@ -336,12 +336,12 @@ def _from_cells(
         axis: _alternating(2, like, place) for axis, place in zip(others, places, strict=True)
     }
     signs = [_unsqueeze(sign, places) for sign in signs]
-    halves = _halves(ordered.unbind(), spread, signs, kinds, first, changes)
+    halves = _halves(*_sums(ordered.unbind(), spread, signs, kinds, first, changes))
     return torch.stack(halves, inner[0] + 1)
 
 
 def _is_cut_first(size: Size, side: int, dim_order: Sequence[int]) -> bool:
-    """Whether to decode only what is not cut off: if that takes no pair apart and is fast.
+    """Whether to decode only what is not cut off: if that is fast.
 
     In three dimensions it takes twice as long as to decode whole tiles and to copy, unless channels
     lie innermost (Inductor 2.13).
@@ -350,7 +350,7 @@ def _is_cut_first(size: Size, side: int, dim_order: Sequence[int]) -> bool:
     is_static = all(isinstance(extent, int) for extent in spatial)
     is_cut = is_static and any(extent % side for extent in spatial)
     is_fast = len(spatial) < 3 or dim_order[-1] == 1
-    return is_cut and is_fast and spatial[0] % 2 == 0
+    return is_cut and is_fast
 
 
 def _from_places(
@@ -365,19 +365,29 @@ def _from_places(
 
     What is stacked and then cut, Inductor (2.13) stores twice: with what sticks out, and without.
     """
-    first, *others = _axes(dim_order)
+    axes = _axes(dim_order)
+    first = axes[0]
+    # Two by two along the first spatial dimension, unless a pair would be taken apart.
+    paired = size[first + 2] % 2 == 0
     # Of each spatial dimension the places in a tile, and those to a sign; of the first one pairs.
-    in_tile = {axis + 2: side for axis in others} | {first + 2: side // 2}
-    in_cell = {axis + 2: 2 for axis in others} | {first + 2: 1}
-    halved = [extent // 2 if dim == first + 2 else extent for dim, extent in enumerate(size)]
-    spread = functools.partial(_at_places, counts=in_tile, size=halved, dim_order=dim_order)
+    in_tile = {axis + 2: side for axis in axes}
+    in_cell = {axis + 2: 2 for axis in axes}
+    made = list(size)
+    if paired:
+        in_tile[first + 2], in_cell[first + 2], made[first + 2] = side // 2, 1, made[first + 2] // 2
+    spread = functools.partial(_at_places, counts=in_tile, size=made, dim_order=dim_order)
     for place, dim in enumerate(dim_order, start=1):
         words = words.flatten(place, place + 1) if dim >= 2 else words
-    signs = _signs(_at_places(words, in_cell, halved, dim_order), [1.0] * len(kinds), ordered)
-    place_of = {axis: dim_order.index(axis + 2) for axis in (first, *others)}
-    like = ordered[0]
-    changes = {axis: _alternating(size[axis + 2], like, place_of[axis]) for axis in others}
-    halves = _halves(ordered.unbind(), spread, signs, kinds, first, changes)
+    signs = _signs(_at_places(words, in_cell, made, dim_order), [1.0] * len(kinds), ordered)
+    place_of = {axis: dim_order.index(axis + 2) for axis in axes}
+    changes = {
+        axis: _alternating(size[axis + 2], ordered[0], place_of[axis])
+        for axis in axes[1 if paired else 0 :]
+    }
+    level, change, last = _sums(ordered.unbind(), spread, signs, kinds, first, changes)
+    if not paired:
+        return level + change + last
+    halves = _halves(level, change, last)
     return torch.stack(halves, place_of[first] + 1).flatten(place_of[first], place_of[first] + 1)
 
 
@@ -404,21 +414,21 @@ def _alternating(count: int, like: Tensor, place: int) -> Tensor:
     return signs.to(like.dtype).view([-1] + [1] * (like.dim() - 1 - place))
 
 
-def _halves(
+def _sums(
     planes: Sequence[Tensor],
     spread: Callable[[Tensor], Tensor],
     signs: Sequence[Tensor],
     kinds: Sequence[int],
     first: int,
     changes: Mapping[int, Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Return the elements at even and those at odd places along an axis.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return three summands of the elements, by :func:`_halves` or as they are.
 
-    Rows that change their sign along it are added up apart from the others, so that elements two by
-    two are the sum and the difference of both. Along the others they are multiplied by signs that
-    are the same everywhere: what is stacked more than once, Inductor (2.13) would copy. One row
-    comes last, with the mean: what reads sums alone gets a loop of another shape, before which they
-    would be stored.
+    The second is of the rows that change their sign along an axis, so that elements two by two are
+    the sum and the difference of it and the others. Along further axes rows are multiplied by signs
+    that are the same everywhere: what is stacked more than once, Inductor (2.13) would copy. The
+    third is one row, with the mean: what reads sums alone gets a loop of another shape, before
+    which they would be stored.
 
     Args:
         planes: the mean, and what was drawn of each row.
@@ -426,7 +436,8 @@ def _halves(
         signs: of each row.
         kinds: of each row the axes along which its sign changes in a cell, a bit each.
         first: the axis, the first spatial one in memory.
-        changes: for each of the other axes signs that alternate along it.
+        changes: for each of the other axes signs that alternate along it; for this one too where
+            elements do not come two by two.
     """
     mean, *drawn = planes
 
@@ -442,6 +453,11 @@ def _halves(
     change = functools.reduce(torch.add, changing)
     products = itertools.starmap(times_sign, alike)
     level = functools.reduce(torch.add, products) if alike else torch.zeros_like(change)
+    return level, change, last
+
+
+def _halves(level: Tensor, change: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the elements at even and those at odd places along the axis of :func:`_sums`."""
     return level + change + last, level - change + last
 
 

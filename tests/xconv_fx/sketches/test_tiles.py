@@ -98,8 +98,9 @@ def test_what_sticks_out_does_not_change_what_stays(shape, side, levels):
         assert torch.equal(y, all_of_it[tuple(slice(extent) for extent in shape)])
 
 
-def test_no_step_of_decoding_makes_more_than_the_value():
-    size, side, kept, order = (2, 8, 26, 26), 8, (1, 2, 5), [0, 2, 3, 1]
+@pytest.mark.parametrize("extents", [(26, 26), (25, 25), (25, 26), (26, 25)])
+def test_no_step_of_decoding_makes_more_than_the_value(extents):
+    size, side, kept, order = (2, 8, *extents), 8, (1, 2, 5), [0, 2, 3, 1]
     signs, divisors = draw_signs(SEED, grid_of(size, side), side, kept, order)
     planes = tile_with_rows(torch.ones(size), signs, divisors, side, kept, order)
     graph = make_fx(untile_with_rows)(planes, signs, size, torch.float32, side, kept, order).graph
