@@ -3,10 +3,10 @@
 A plan that keeps less need not have the lower peak. A codec may store something on its way from
 what is kept to the value (``Codec.decoding_nbytes``: the planes of a tile), and where it is decoded
 at the peak of the backward that is memory once more. So plans are searched within the limit, its
-double and so on, until nothing need be sketched. The largest limit first, a plan whose peak is
-above one before it is searched again without the codecs that store the most, step by step, as long
-as the limit is kept. That costs noise; the first plan that raises no peak is taken, or else the one
-that raises it least.
+double and so on, until nothing need be sketched (limits between these are not looked at). The
+largest limit first, a plan whose peak is above one before it is searched again without the codecs
+that store the most, step by step, as long as the limit is kept. That costs noise; the first plan
+that raises no peak is taken, or else the one that raises it least.
 
 Comes in: a cost table, a limit and what tells the peak of a plan. Goes out: a
 :class:`passes.budget.BudgetedPlan`.
@@ -23,8 +23,8 @@ from passes.budget import BudgetedPlan, make_search
 from passes.estimate import CostTable
 from passes.plan import Action, Plan
 
-# Peaks that differ by less than such a part are not told apart: seeds are a few hundred bytes.
-_NEGLIGIBLE = 200
+# Peaks that differ by less than such a part are not told apart: seeds take a few hundred bytes.
+_NEGLIGIBLE = 1000
 # So often the codecs that store the most are left out: those are the ones that a peak holds.
 _MAX_EXCHANGES = 8
 
@@ -55,11 +55,11 @@ def plan_below(
     exact = search(sys.maxsize)
     limits = itertools.takewhile(
         lambda nbytes: nbytes < exact.measured_nbytes,
-        (limit_nbytes << k for k in itertools.count()),
+        (max(limit_nbytes, 1) << k for k in itertools.count()),
     )
     lowest = peak_of(exact.plan)
     for step in reversed([search(nbytes) for nbytes in limits]):
-        found, peak = _lower(costs, step, lowest + lowest // _NEGLIGIBLE, measure, peak_of)
+        found, peak = _lower(costs, step, lowest, measure, peak_of)
         lowest = min(lowest, peak)
     return found
 
@@ -67,21 +67,21 @@ def plan_below(
 def _lower(
     costs: CostTable,
     found: BudgetedPlan,
-    highest_nbytes: int,
+    lowest_nbytes: int,
     measure: Callable[[Plan], int],
     peak_of: Callable[[Plan], int],
 ) -> tuple[BudgetedPlan, int]:
-    """Exchange a plan whose peak is too high by what decoding stores; return it and its peak."""
+    """Exchange a plan that raises the lowest peak, if it can be helped; return it and its peak."""
+    negligible = lowest_nbytes // _NEGLIGIBLE
     tried, peak = found, peak_of(found.plan)
     for _ in range(_MAX_EXCHANGES):
         stored = _stored_on_the_way(costs, tried.plan)
-        if peak <= highest_nbytes or stored < peak - highest_nbytes:
+        if peak <= lowest_nbytes + negligible or not stored:
             break
         tried = make_search(_storing_less(costs, stored), measure)(found.limit_nbytes)
         if not tried.fits:
             break
-        tried_peak = peak_of(tried.plan)
-        if tried_peak < peak:
+        if (tried_peak := peak_of(tried.plan)) < peak - negligible:
             found, peak = tried, tried_peak
     return found, peak
 

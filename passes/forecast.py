@@ -13,12 +13,12 @@ backward, and knows three kinds of calls:
 
 A kept value is in memory from its making to its last read; a stand-in that is read as a whole is
 one more value, for that read, and where it is decoded in two steps what is stored between them is
-another; a call that is run again stores its results once more, where the
-backward first reads them. On the CPU all loops between two calls are one function, whose values
-are in memory together, but that each may take the place of one that is read there for the last
-time. What is left out are choices of Inductor's scheduler: which loops it merges, in which order,
-and which of their values stay in registers. The schedule itself is right to some
-bytes (:mod:`passes.liveness`) and is what a budget is held to; this is what plans are searched by.
+another; a call that is run again stores its results once more, where the backward first reads them.
+On the CPU all loops between two calls are one function, whose values are in memory together, but
+that each may take the place of one that is read there for the last time. What is left out are
+choices of Inductor's scheduler: which loops it merges, in which order, and which of their values
+stay in registers. The schedule itself is right to some bytes (:mod:`passes.liveness`) and is what a
+budget is held to; this is what plans are searched by.
 
 Comes in: an exposed joint graph, then plans of it. Goes out: the
 :class:`passes.liveness.MemoryEstimate` of each.
@@ -88,7 +88,7 @@ class Forecast:
         forward: the calls of the forward, in graph order.
         backward: those of the backward.
         max_reads: what is read in several places and made of more stored values is stored.
-        waits: calls whose sketched operands are decoded after all loops before them.
+        waiting: ops whose sketched operands are decoded after all loops before them.
     """
 
     joint: JointGraph
@@ -96,7 +96,7 @@ class Forecast:
     forward: tuple[_Call, ...]
     backward: tuple[_Call, ...]
     max_reads: int
-    waits: Container[object] = ()
+    waiting: Container[object] = ()
 
     @classmethod
     def of(
@@ -107,7 +107,7 @@ class Forecast:
         workspaces: Workspaces | None = None,
         channels_last: bool = False,
         max_reads: int = 4,
-        waits: Container[object] = (),
+        waiting: Container[object] = (),
     ) -> Forecast:
         """Read off a graph what is the same under all plans.
 
@@ -117,7 +117,7 @@ class Forecast:
             workspaces: what those that are not lowered need while they run.
             channels_last: whether the compiler lays 4-D values out channels-last.
             max_reads: Inductor's ``realize_reads_threshold``.
-            waits: the calls of ``Rules.wait``.
+            waiting: the readers of ``Rules.wait``.
         """
         base = base_values(joint.graph)
         in_backward = joint.backward_nodes()
@@ -134,7 +134,7 @@ class Forecast:
             tuple(call for call in calls if call.node not in in_backward),
             tuple(call for call in calls if call.node in in_backward),
             max_reads,
-            waits,
+            waiting,
         )
 
     def memory(self, plan: Plan) -> MemoryEstimate:
@@ -153,7 +153,7 @@ class Forecast:
             if (decision := decisions.get(node.name)) is not None and decision.kept_nbytes
         }
         forward = self._forward_kernels(kept)
-        backward = self._backward_kernels(decisions)
+        backward, backward_nbytes = self._backward_kernels(decisions)
         primals = dict.fromkeys(self._primals)
         tangents = [node.name for node in self._tangents]
         kept_names = dict.fromkeys(self._kept_name(node, d) for node, d in kept.items())
@@ -164,7 +164,7 @@ class Forecast:
             Program(forward, nbytes, inputs, (*(n.name for n in self._returned), *kept_names)),
             Program(
                 backward,
-                {**nbytes, **self._halfway_nbytes(decisions), **dict.fromkeys(inputs, 0)},
+                {**backward_nbytes, **nbytes, **dict.fromkeys(inputs, 0)},
                 (),
                 self._gradients,
             ),
@@ -199,7 +199,10 @@ class Forecast:
                 encode(result)
         return tuple(launches.kernels)
 
-    def _backward_kernels(self, decisions: Mapping[str, Decision]) -> tuple[Kernel, ...]:
+    def _backward_kernels(
+        self, decisions: Mapping[str, Decision]
+    ) -> tuple[tuple[Kernel, ...], Mapping[str, int | None]]:
+        """The kernels, and bytes of all that they make."""
         whole = self._read_whole(self.backward) | {n for n in self._outputs if n in self._made}
         reads: dict[fx.Node, tuple[str, ...]] = {n: (n.name,) for n in self._tangents}
         resolved: dict[fx.Node, tuple[str, ...]] = {}
@@ -210,14 +213,14 @@ class Forecast:
                 return reads.get(value, ())
             return self._resolve(node, decisions, resolved, launches)
 
-        launches = _Launches({**self._nbytes, **self._halfway_nbytes(decisions)})
+        launches = _Launches(dict(self._nbytes))
         for call in self.backward:
-            if self._waits(call, decisions):
+            if call.node.target in self.waiting and self._decodes_sketches(call, decisions):
                 launches.close()
             reads_of = {node: read_in_backward(node) for node in call.node.all_input_nodes}
             read = self._read(call, reads_of, launches)
             self._settle(call, read, whole, launches, reads)
-        return tuple(launches.kernels)
+        return tuple(launches.kernels), launches.nbytes
 
     def _read(
         self, call: _Call, reads_of: dict[fx.Node, tuple[str, ...]], launches: _Launches
@@ -262,9 +265,11 @@ class Forecast:
     ) -> tuple[str, ...]:
         """Which values the backward reads where it reads one of the forward, run again if need be.
 
-        These are kept ones, and results of costly calls.
+        These are kept ones, and results of costly calls. What decoding stores on its way to another
+        value is made anew for the next one (``passes.stand_ins``).
         """
         stack = [node]
+        passing: list[fx.Node] = []
         while stack:
             current = stack[-1]
             if current in resolved:
@@ -273,10 +278,12 @@ class Forecast:
             decision = decisions.get(current.name)
             if current.op == "placeholder" or (decision is not None and decision.kept_nbytes):
                 name = current.name if decision is None else self._kept_name(current, decision)
-                if decision is not None and _halfway_nbytes(current, decision):
-                    launches.loops(current, [f"{current.name}{_HALFWAY}"], [name])
+                if decision is not None and (stored := _halfway_nbytes(current, decision)):
+                    halfway = f"{current.name} for {node.name}{_HALFWAY}"
+                    launches.nbytes[halfway] = stored
+                    launches.loops(current, [halfway], [name])
                     launches.close()
-                    name = f"{current.name}{_HALFWAY}"
+                    name = halfway
                 resolved[current] = (name,)
             else:
                 sources = self._sources(current, decision)
@@ -292,8 +299,14 @@ class Forecast:
                     resolved[current] = (f"{current.name}{_AGAIN}",)
                 else:
                     resolved[current] = _union(resolved[source] for source in sources)
+            if any(name.endswith(_HALFWAY) for name in resolved[current]):
+                passing.append(current)
             stack.pop()
-        return resolved[node]
+        read = resolved[node]
+        for led_to in passing:
+            if led_to is not node:
+                resolved.pop(led_to, None)
+        return read
 
     def _sources(self, node: fx.Node, decision: Decision | None) -> Sequence[fx.Node]:
         derivation = None if decision is None else decision.derivation
@@ -310,19 +323,20 @@ class Forecast:
         stand_ins = ((node, d) for node, d in kept.items() if _is_stand_in(d))
         return {self._kept_name(node, d): d.kept_nbytes for node, d in stand_ins}
 
-    def _halfway_nbytes(self, decisions: Mapping[str, Decision]) -> dict[str, int | None]:
-        """Bytes of what decoding stores on its way, by its name."""
-        return {
-            f"{name}{_HALFWAY}": _halfway_nbytes(self._by_name[name], decision)
-            for name, decision in decisions.items()
-            if name in self._by_name
-        }
-
-    def _waits(self, call: _Call, decisions: Mapping[str, Decision]) -> bool:
-        if call.node.target not in self.waits:
-            return False
-        read = (decisions.get(self.base[node].name) for node in call.node.all_input_nodes)
-        return any(d is not None and d.action is Action.SKETCH for d in read)
+    def _decodes_sketches(self, call: _Call, decisions: Mapping[str, Decision]) -> bool:
+        """Whether what a call reads is decoded from sketches, or made again from what is."""
+        seen: set[fx.Node] = set()
+        stack = [self.base[node] for node in call.node.all_input_nodes]
+        while stack:
+            node = stack.pop()
+            decision = decisions.get(node.name)
+            if node in seen or decision is None or decision.action is Action.KEEP:
+                continue
+            if decision.action is Action.SKETCH:
+                return True
+            seen.add(node)
+            stack.extend(self._sources(node, decision))
+        return False
 
     def _kept_name(self, node: fx.Node, decision: Decision) -> str:
         return f"{node.name}{_STAND_IN}" if _is_stand_in(decision) else self.base[node].name
@@ -435,7 +449,9 @@ def _num_reads(name: str) -> int:
 def _halfway_nbytes(node: fx.Node, decision: Decision) -> int:
     """Bytes that decoding a stand-in stores on its way; 0 where it is decoded in one step."""
     val = tensor_val(node)
-    if decision.codec is None or not _is_stand_in(decision) or val is None:
+    if decision.codec is None or decision.action is not Action.SKETCH or val is None:
+        return 0
+    if tensor_nbytes(val) is None:
         return 0
     return decision.codec.decoding_nbytes(hinted_shape(val), val.dtype)
 
@@ -451,7 +467,7 @@ class _Launches:
         called: the results of calls that are run as they are.
     """
 
-    nbytes: Mapping[str, int | None]
+    nbytes: dict[str, int | None]
     kernels: list[Kernel] = field(default_factory=list)
     is_open: bool = False
     called: set[str] = field(default_factory=set)

@@ -131,7 +131,7 @@ def make_forecast(
     settings: Mapping[str, Any],
     *,
     channels_last: bool,
-    waits: Container[object] = (),
+    waiting: Container[object] = (),
 ) -> Forecast:
     """Prepare to forecast the memory of plans under Inductor.
 
@@ -139,7 +139,7 @@ def make_forecast(
         joint: an exposed joint graph.
         settings: of Inductor.
         channels_last: whether Inductor lays 4-D values out channels-last.
-        waits: the calls of ``Rules.wait``.
+        waiting: the readers of ``Rules.wait``.
     """
     return Forecast.of(
         joint,
@@ -147,7 +147,7 @@ def make_forecast(
         workspaces=WORKSPACES,
         channels_last=channels_last,
         max_reads=max_reads(settings),
-        waits=waits,
+        waiting=waiting,
     )
 
 

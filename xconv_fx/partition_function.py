@@ -285,7 +285,7 @@ class PartitionFunction:
                 joint,
                 self.settings,
                 channels_last=rules.channels_last,
-                waits=() if rules.wait is None else rules.wait.arguments,
+                waiting=() if rules.wait is None else rules.wait.arguments,
             )
         return lambda plan: GraphMemory.of(inputs, forecast.memory(plan))
 

@@ -70,13 +70,29 @@ def kept(plan):
 
 
 def test_a_codec_that_stores_on_its_way_is_avoided_where_that_raises_the_peak():
+    costs, peak = table(FINE, DETOUR, DIRECT), peak_at("first")
+    limits = (2000, 1000, 600, 200)
+    rising = [peak(plan_within(costs, limit, kept).plan) for limit in limits]
+    assert rising != sorted(rising, reverse=True)
+    falling = [peak(plan_below(costs, limit, kept, peak).plan) for limit in limits]
+    assert falling == sorted(falling, reverse=True)
+
+
+def test_the_plan_that_raises_the_peak_least_is_taken_where_all_do():
     costs = table(FINE, DETOUR, DIRECT)
-    peak = peak_at("first")
-    finest = plan_within(costs, 200, kept)
-    assert used(finest.plan, "first") is DETOUR.codec
-    assert peak(finest.plan) > peak(plan_within(costs, 1000, kept).plan) - 1000
-    peaks = [peak(plan_below(costs, limit, kept, peak).plan) for limit in (2000, 1000, 400, 200)]
-    assert peaks == sorted(peaks, reverse=True)
+
+    def peak(plan):
+        # Much that is no matter of codecs is there only where little is kept.
+        return peak_at("first")(plan) + (5000 if plan.kept_nbytes <= 200 else 0)
+
+    found = plan_below(costs, 200, kept, peak)
+    assert used(found.plan, "first") is DIRECT.codec
+
+
+def test_no_limit_at_all_ends():
+    nothing = codec(0, 0.5, 600)
+    found = plan_below(table(FINE, nothing), 0, kept, kept)
+    assert found.fits
 
 
 def test_it_is_used_where_the_peak_is_elsewhere():

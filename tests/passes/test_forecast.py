@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import passes
+from passes.derive import Derivation
 from passes.forecast import Forecast
 from passes.kernels import interpret
 from passes.plan import Action, Decision, Plan
@@ -96,7 +97,7 @@ def test_what_has_several_readers_is_run_again_once(toy):
     y = b.call(aten.mm.default, both, w)
     read = [b.call(aten.mul.Tensor, grad, value) for value in (both, product, product)]
     joint = b.joint([y], [b.call(aten.sum.dim_IntList, value, [0]) for value in read], static=(1,))
-    kernels = Forecast.of(joint, lowered=())._backward_kernels({})
+    kernels, _ = Forecast.of(joint, lowered=())._backward_kernels({})
     made = [name for kernel in kernels for name in kernel.outputs]
     assert made.count("mm:again") == 1
 
@@ -212,20 +213,60 @@ def test_what_decoding_stores_on_its_way_is_beside_what_it_makes(toy):
     assert memory.peak.phase == "backward"
 
 
-def test_a_sketched_operand_is_decoded_after_the_loops_before_a_call_that_waits(toy):
+DERIVED = Decision("neg", Action.DERIVE, None, 2 * V, 0, 0.1, Derivation(("sin",), ()))
+
+
+@pytest.mark.parametrize("derived", [(), (DERIVED,)])
+def test_a_sketched_operand_is_decoded_after_the_loops_before_a_call_that_waits(toy, derived):
     b = toy.Builder()
     x, grad = b.input("primals_1", 2, 4), b.input("tangents_1", 2, 4)
     w, v = b.input("primals_2", 4, 8), b.input("primals_3", 8, 4)
     value = b.call(aten.sin.default, b.call(aten.mm.default, x, w))
+    if derived:
+        value = b.call(aten.neg.default, value)
     y = b.call(aten.mm.default, value, v)
     square = b.input("primals_4", 4, 4)
     parts = [b.call(aten.mm.default, grad, square) for _ in range(8)]
     total = functools.reduce(functools.partial(b.call, aten.add.Tensor), parts)
     gradient = b.call(aten.mm.default, b.call(aten.t.default, value), total)
     joint = b.joint([y], [None, None, gradient, None], static=(1, 2, 3))
-    half, waits = sketch(toy, "sin", 6), (aten.mm.default,)
+    sketched, waiting = sketch(toy, "sin", 6).decisions, (aten.mm.default,)
+    plan = Plan((*sketched, *derived), 0.0)
     # The output, the tangent, the stand-in and the summands, of which the sum replaces one; beside
     # them, or later, the factor of twice that size.
-    assert forecast(joint, half).backward_peak_nbytes == (2 + 8 + 2) * V + 6
-    assert forecast(joint, half, waits=waits).backward_peak_nbytes == (2 + 8) * V + 6
-    assert forecast(joint, keep("sin"), waits=waits) == forecast(joint, keep("sin"))
+    assert forecast(joint, plan).backward_peak_nbytes == (2 + 8 + 2) * V + 6
+    assert forecast(joint, plan, waiting=waiting).backward_peak_nbytes == (2 + 8) * V + 6
+    exact = keep("neg" if derived else "sin")
+    assert forecast(joint, exact, waiting=waiting) == forecast(joint, exact)
+
+
+def test_what_decoding_stores_on_its_way_to_one_value_is_made_anew_for_the_next(toy):
+    b = toy.Builder()
+    x, grad = b.input("primals_1", 2, 4), b.input("tangents_1", 2, 4)
+    w = b.input("primals_2", 4, 4)
+    value = b.call(aten.sin.default, b.call(aten.mm.default, x, w))
+    first, second = b.call(aten.neg.default, value), b.call(aten.abs.default, value)
+    y = b.call(aten.add.Tensor, first, second)
+    gradients = [b.call(aten.mm.default, b.call(aten.t.default, v), grad) for v in (first, second)]
+    joint = b.joint([y], [None, b.call(aten.add.Tensor, *gradients)], static=(1,))
+    decisions = {
+        "sin": Decision("sin", Action.SKETCH, TwoSteps(), V, 6, 0.1),
+        "neg": Decision("neg", Action.DERIVE, None, V, 0, 0.1, Derivation(("sin",), ())),
+        "abs": Decision("abs", Action.DERIVE, None, V, 0, 0.1, Derivation(("sin",), ())),
+    }
+    kernels, nbytes = Forecast.of(joint, lowered=())._backward_kernels(decisions)
+    made = [name for kernel in kernels for name in kernel.outputs if "halfway" in name]
+    assert len(made) == len(set(made)) == 2
+    assert [nbytes[name] for name in made] == [10 * V, 10 * V]
+    for name in made:
+        assert sum(name in kernel.reads for kernel in kernels) == 1
+
+
+@pytest.mark.parametrize("action", [Action.PACK, Action.SKETCH])
+def test_a_value_of_unknown_size_has_nothing_stored_on_its_way(toy, action):
+    b = toy.Builder(dynamic=True)
+    x, grad = b.input("primals_1", "?", 4), b.input("tangents_1", "?", 4)
+    value = b.call(aten.sin.default, x)
+    joint = b.joint([value], [b.call(aten.mul.Tensor, grad, value)])
+    decision = Decision("sin", action, TwoSteps(), 0, 0, 0.0)
+    assert forecast(joint, Plan((decision,), 0.0)).unknown == forecast(joint, keep()).unknown
