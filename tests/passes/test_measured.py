@@ -41,6 +41,10 @@ class Share:
     def nbytes(self, shape, dtype):
         return math.prod(shape) * dtype.itemsize * self.percent // 100
 
+    def decoding_nbytes(self, shape, dtype):
+        del shape, dtype
+        return 0
+
     def noise(self, shape):
         del shape
         return 10.0 / self.percent
