@@ -211,8 +211,8 @@ def test_what_inductor_cannot_lower_is_its_own_error():
         schedule(lambda x, w: x @ w, torch.ones(4, 4), torch.ones(4, 4), workspace_of=fail)
 
 
-@pytest.mark.parametrize(("extent", "num_stored"), [(24, 1), (26, 1), (25, 2)])
-def test_what_sticks_out_of_tiles_is_not_stored_where_pairs_are_whole(extent, num_stored):
+@pytest.mark.parametrize("extent", [24, 25, 26])
+def test_what_sticks_out_of_tiles_is_not_stored(extent):
     size, side, kept, order = (2, 8, extent, extent), 8, (1, 2, 5), [0, 2, 3, 1]
     signs, divisors = draw_signs(torch.tensor(1), grid_of(size, side), side, kept, order)
     planes = tile_with_rows(torch.ones(size), signs, divisors, side, kept, order)
@@ -220,7 +220,7 @@ def test_what_sticks_out_of_tiles_is_not_stored_where_pairs_are_whole(extent, nu
         lambda *args: untile_with_rows(*args, size, torch.float32, side, kept, order), planes, signs
     )
     stored = sizes(program, [name for kernel in program.kernels for name in kernel.outputs])
-    assert len([nbytes for nbytes in stored if nbytes >= 2 * 8 * extent**2 * 4]) == num_stored
+    assert len([nbytes for nbytes in stored if nbytes >= 2 * 8 * extent**2 * 4]) == 1
 
 
 @pytest.mark.parametrize(("order", "num_stored"), [([0, 2, 3, 1], 1), (None, 2)])
