@@ -53,12 +53,12 @@ def plan_below(
     if not found.fits or not _stored_on_the_way(costs, found.plan):
         return found
     exact = search(sys.maxsize)
-    limits = itertools.takewhile(
+    larger = itertools.takewhile(
         lambda nbytes: nbytes < exact.measured_nbytes,
-        (max(limit_nbytes, 1) << k for k in itertools.count()),
+        (max(limit_nbytes, 1) << k for k in itertools.count(1)),
     )
     lowest = peak_of(exact.plan)
-    for step in reversed([search(nbytes) for nbytes in limits]):
+    for step in reversed([found, *map(search, larger)]):
         found, peak = _lower(costs, step, lowest, measure, peak_of)
         lowest = min(lowest, peak)
     return found

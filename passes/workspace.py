@@ -126,30 +126,24 @@ def weight_gradient_nbytes(
     # In 3-D oneDNN's gradient has a scratchpad of three more weights beside its own format.
     weights = scratch or _nbytes(weight) * (4 if x.dim() == 5 else 1)
     filled = _filled_nbytes(weight, [0, 1]) - _nbytes(weight)
-    copied = _nbytes(x) if _is_image(x) else _reordered_nbytes(x)
-    if _IS_AVX512 and x.dim() == 4:
-        copied = _few_channels_nbytes(x)
-    return max(_reordered_nbytes(grad) + copied + filled, weights)
+    return max(_reordered_nbytes(grad) + _input_copies_nbytes(x) + filled, weights)
 
 
-def _is_image(x: torch.Tensor) -> bool:
-    """Whether oneDNN reads it as it is, without filling its channels up."""
-    return _torch.size_hint(x.shape[1]) == _IMAGE_CHANNELS
+def _input_copies_nbytes(x: torch.Tensor) -> int:
+    """Bytes of the copies of what a weight gradient reads beside the gradient.
 
-
-def _few_channels_nbytes(x: torch.Tensor) -> int:
-    """Bytes of the copies of what a weight gradient reads, with AVX-512.
-
-    Up to three channels are not copied, up to eight are filled up to eight.
+    With AVX-512 up to three channels of an image are not copied for oneDNN, and up to eight are
+    filled up to eight. Else three channels are copied as they are.
     """
     channels = _torch.size_hint(x.shape[1]) or 1
+    if not (_IS_AVX512 and x.dim() == 4):
+        return _nbytes(x) if channels == _IMAGE_CHANNELS else _reordered_nbytes(x)
     straight = 0 if _is_contiguous(x) else _nbytes(x)
     if channels <= _IMAGE_CHANNELS:
         return straight
     half = _BLOCK // 2
-    return straight + (
-        half * _nbytes(x) // channels if channels <= half else _filled_nbytes(x, [1])
-    )
+    filled = half * _nbytes(x) // channels if channels <= half else _filled_nbytes(x, [1])
+    return straight + filled
 
 
 def _cudnn_nbytes(first: torch.Tensor, second: torch.Tensor, third: torch.Tensor) -> int:

@@ -29,7 +29,6 @@ from passes import (
     Action,
     BudgetedPlan,
     CostTable,
-    Decision,
     JointGraph,
     Outcome,
     Plan,
@@ -167,13 +166,11 @@ def _plan_within_share(
     search = functools.partial(plan_within, limit_nbytes=limit_nbytes, measure=_kept_nbytes)
     if peaks is None:
         return _candidates(search, costs, time_price)[-1], ""
-    predicted: dict[tuple[Decision, ...], int] = {}
     prepare = functools.cache(peaks)
 
+    @functools.cache
     def peak_of(plan: Plan) -> int:
-        if plan.decisions not in predicted:
-            predicted[plan.decisions] = prepare()(plan)
-        return predicted[plan.decisions]
+        return prepare()(plan)
 
     falling = functools.partial(
         plan_below, limit_nbytes=limit_nbytes, measure=_kept_nbytes, peak_of=peak_of

@@ -5,19 +5,9 @@ import math
 import pytest
 
 from passes.budget import BudgetedPlan, _bisect, plan_within, plan_within_peak, refine, trim
-from passes.estimate import CodecCost, CostTable, ValueCost
+from passes.estimate import CodecCost, CostTable
 from passes.plan import Action, Plan, make_plan
-
-
-class Named:
-    """A codec as far as the planner looks at it."""
-
-    def __init__(self, name):
-        self.name = name
-
-    exact = False
-    needs_seed = True
-
+from tests.passes.value_costs import NamedCodec, value_cost
 
 # Bytes and noise of an eighth, a quarter and a half of a value's 1,000 bytes.
 RUNGS = ((500, 0.001), (250, 0.05), (125, 0.5))
@@ -25,25 +15,10 @@ RUNGS = ((500, 0.001), (250, 0.05), (125, 0.5))
 
 def value(node, sensitivity=1.0, nbytes=1000):
     codecs = tuple(
-        CodecCost(Named(f"{size}"), size * nbytes // 1000, noise, sensitivity)
+        CodecCost(NamedCodec(f"{size}"), size * nbytes // 1000, noise, sensitivity)
         for size, noise in RUNGS
     )
-    return ValueCost(
-        node=node,
-        inputs=(),
-        nbytes=nbytes,
-        size_known=True,
-        keep_nbytes=nbytes,
-        recompute_cost=None,
-        ban_reason="costly op",
-        must_recompute=False,
-        raw_users=(),
-        linear_users=(f"use_{node}",),
-        codecs=codecs,
-        unsketchable=None,
-        packing=None,
-        is_input=False,
-    )
+    return value_cost(node, nbytes, linear_users=(f"use_{node}",), codecs=codecs)
 
 
 TABLE = CostTable(tuple(value(f"v{i}", sensitivity=4.0**i) for i in range(4)))

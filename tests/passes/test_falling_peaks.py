@@ -3,49 +3,26 @@ import dataclasses
 import pytest
 
 from passes.budget import plan_within
-from passes.estimate import CodecCost, CostTable, ValueCost
+from passes.estimate import CodecCost, CostTable
 from passes.falling_peaks import plan_below
-
-
-class Named:
-    """A codec as far as the planner looks at it."""
-
-    def __init__(self, name):
-        self.name = name
-
-    exact = False
-    needs_seed = True
+from tests.passes.value_costs import NamedCodec, value_cost
 
 
 def codec(nbytes, noise, decoding_nbytes=0):
-    return CodecCost(Named(f"{nbytes}"), nbytes, noise, 1.0, decoding_nbytes)
+    return CodecCost(NamedCodec(f"{nbytes}, {noise}"), nbytes, noise, 1.0, decoding_nbytes)
 
 
 # Of two codecs of one size the better one stores something on its way.
 FINE, DETOUR, DIRECT = codec(500, 0.01), codec(100, 0.5, 600), codec(100, 0.8)
 
 
-def value(node, *codecs):
-    return ValueCost(
-        node=node,
-        inputs=(),
-        nbytes=1000,
-        size_known=True,
-        keep_nbytes=1000,
-        recompute_cost=None,
-        ban_reason="costly op",
-        must_recompute=False,
-        raw_users=(),
-        linear_users=(f"use_{node}",),
-        codecs=codecs,
-        unsketchable=None,
-        packing=None,
-        is_input=False,
-    )
-
-
 def table(*codecs):
-    return CostTable((value("first", *codecs), value("second", *codecs)))
+    return CostTable(
+        tuple(
+            value_cost(node, linear_users=(f"use_{node}",), codecs=codecs)
+            for node in ("first", "second")
+        )
+    )
 
 
 def used(plan, node):

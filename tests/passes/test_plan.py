@@ -8,40 +8,14 @@ import random
 import pytest
 
 from passes.derive import Derivation
-from passes.estimate import CodecCost, CostTable, ValueCost
+from passes.estimate import CodecCost, CostTable
 from passes.mincut import UnboundedCutError
 from passes.plan import Action, Decision, Network, make_plan, sketch_price
-
-
-@dataclasses.dataclass(frozen=True)
-class FakeCodec:
-    name: str
-    exact: bool = False
-    needs_seed: bool = True
-
-
-def value(node, nbytes=1000, **changes):
-    base = ValueCost(
-        node=node,
-        inputs=(),
-        nbytes=nbytes,
-        size_known=True,
-        keep_nbytes=nbytes,
-        recompute_cost=None,
-        ban_reason="costly op",
-        must_recompute=False,
-        raw_users=(),
-        linear_users=(),
-        codecs=(),
-        unsketchable=None,
-        packing=None,
-        is_input=False,
-    )
-    return dataclasses.replace(base, **changes)
+from tests.passes.value_costs import NamedCodec, value_cost
 
 
 def codec(name="q", nbytes=100, noise=0.5, sensitivity=1.0):
-    return CodecCost(FakeCodec(name), nbytes, noise, sensitivity)
+    return CodecCost(NamedCodec(name), nbytes, noise, sensitivity)
 
 
 def actions(*values, noise_price=0.0):
@@ -50,24 +24,24 @@ def actions(*values, noise_price=0.0):
 
 
 def test_a_value_nobody_reads_costs_nothing():
-    assert actions(value("x")) == {}
+    assert actions(value_cost("x")) == {}
 
 
 def test_linear_use_is_sketched_and_exact_use_is_kept():
-    linear = value("a", linear_users=("w",), codecs=(codec(),))
-    exact = value("b", raw_users=("n",))
+    linear = value_cost("a", linear_users=("w",), codecs=(codec(),))
+    exact = value_cost("b", raw_users=("n",))
     assert actions(linear, exact) == {"a": Action.SKETCH, "b": Action.KEEP}
 
 
 def test_exact_use_beside_a_linear_one_keeps_the_value_once():
-    both = value("a", linear_users=("w",), raw_users=("n",), codecs=(codec(),))
+    both = value_cost("a", linear_users=("w",), raw_users=("n",), codecs=(codec(),))
     plan = make_plan(CostTable((both,)), 0.0)
     assert [(d.action, d.kept_nbytes) for d in plan.decisions] == [(Action.KEEP, 1000)]
 
 
 def test_a_value_that_is_free_to_rebuild_is_never_sketched():
-    kept = value("y", raw_users=("n",))
-    rebuilt = value(
+    kept = value_cost("y", raw_users=("n",))
+    rebuilt = value_cost(
         "x", inputs=("y",), recompute_cost=10, ban_reason=None,
         linear_users=("w",), codecs=(codec(nbytes=20),),
     )  # fmt: skip
@@ -75,8 +49,8 @@ def test_a_value_that_is_free_to_rebuild_is_never_sketched():
 
 
 def test_a_sketch_is_taken_where_the_exact_source_would_have_to_be_kept_for_it():
-    source = value("y")
-    derived = value(
+    source = value_cost("y")
+    derived = value_cost(
         "x", inputs=("y",), recompute_cost=10, ban_reason=None,
         linear_users=("w",), codecs=(codec(),),
     )  # fmt: skip
@@ -84,7 +58,7 @@ def test_a_sketch_is_taken_where_the_exact_source_would_have_to_be_kept_for_it()
 
 
 def test_parameters_are_free():
-    weight = value("w", nbytes=0, keep_nbytes=0, raw_users=("g",), is_input=True)
+    weight = value_cost("w", nbytes=0, keep_nbytes=0, raw_users=("g",), is_input=True)
     plan = make_plan(CostTable((weight,)), 0.0)
     assert plan.kept_nbytes == 0
 
@@ -93,14 +67,14 @@ def test_noise_price_moves_the_choice_along_the_ladder():
     ladder = (codec("8b", 260, 1e-4), codec("4b", 133, 0.02), codec("2b", 70, 0.5))
     names = []
     for price in (0.0, 0.2, 20.0, 1e5):
-        plan = make_plan(CostTable((value("a", linear_users=("w",), codecs=ladder),)), price)
+        plan = make_plan(CostTable((value_cost("a", linear_users=("w",), codecs=ladder),)), price)
         names.append([d.codec.name if d.codec else "exact" for d in plan.decisions])
     assert names == [["2b"], ["4b"], ["8b"], ["exact"]]
 
 
 def test_user_checkpoint_regions_are_recomputed():
-    source = value("y")
-    inside = value(
+    source = value_cost("y")
+    inside = value_cost(
         "x", inputs=("y",), recompute_cost=10, ban_reason=None, must_recompute=True,
         linear_users=("w",), codecs=(codec(),),
     )  # fmt: skip
@@ -108,23 +82,25 @@ def test_user_checkpoint_regions_are_recomputed():
 
 
 def test_booleans_are_packed_at_the_packed_size():
-    mask = value("m", keep_nbytes=125, raw_users=("n",), packing=FakeCodec("pairs", exact=True))
+    mask = value_cost(
+        "m", keep_nbytes=125, raw_users=("n",), packing=NamedCodec("pairs", exact=True)
+    )
     (decision,) = make_plan(CostTable((mask,)), 0.0).decisions
     assert decision == Decision("m", Action.PACK, mask.packing, 1000, 125, 0.0)
 
 
 def test_a_decision_tells_codec_bytes_and_noise():
-    linear = value("a", linear_users=("w",), codecs=(codec(),))
+    linear = value_cost("a", linear_users=("w",), codecs=(codec(),))
     (decision,) = make_plan(CostTable((linear,)), 0.0).decisions
-    assert decision == Decision("a", Action.SKETCH, FakeCodec("q"), 1000, 100, 0.5)
+    assert decision == Decision("a", Action.SKETCH, NamedCodec("q"), 1000, 100, 0.5)
 
 
 def test_a_plan_sums_up_its_decisions():
     values = (
-        value("a", linear_users=("w",), codecs=(codec(),)),
-        value("b", raw_users=("n",)),
-        value("c", raw_users=("n",)),
-        value("d", inputs=("c",), recompute_cost=0, ban_reason=None, raw_users=("n",)),
+        value_cost("a", linear_users=("w",), codecs=(codec(),)),
+        value_cost("b", raw_users=("n",)),
+        value_cost("c", raw_users=("n",)),
+        value_cost("d", inputs=("c",), recompute_cost=0, ban_reason=None, raw_users=("n",)),
     )
     plan = make_plan(CostTable(values), 0.5)
     assert plan.kept_nbytes == 100 + 1000 + 1000
@@ -135,9 +111,9 @@ def test_a_plan_sums_up_its_decisions():
 def test_of_codecs_at_one_price_the_one_with_less_noise_is_taken():
     twins = (codec("loud", noise=0.9), codec("quiet", noise=0.1))
     (decision,) = make_plan(
-        CostTable((value("a", linear_users=("w",), codecs=twins),)), 0
+        CostTable((value_cost("a", linear_users=("w",), codecs=twins),)), 0
     ).decisions
-    assert decision.codec == FakeCodec("quiet")
+    assert decision.codec == NamedCodec("quiet")
 
 
 def test_sensitivity_multiplies_the_price_of_noise():
@@ -147,26 +123,28 @@ def test_sensitivity_multiplies_the_price_of_noise():
 
 
 def test_a_sketch_dearer_than_the_value_gives_way_to_it():
-    noisy = value("a", linear_users=("w",), codecs=(codec(noise=2.0),))
+    noisy = value_cost("a", linear_users=("w",), codecs=(codec(noise=2.0),))
     assert actions(noisy, noise_price=0.44) == {"a": Action.SKETCH}
     assert actions(noisy, noise_price=0.46) == {"a": Action.KEEP}
 
 
 def test_a_tuple_is_not_kept_but_its_items_are():
-    pair = value("p", nbytes=0, keep_nbytes=None)
-    item = value("i", inputs=("p",), recompute_cost=10, ban_reason=None, raw_users=("n",))
+    pair = value_cost("p", nbytes=0, keep_nbytes=None)
+    item = value_cost("i", inputs=("p",), recompute_cost=10, ban_reason=None, raw_users=("n",))
     assert actions(pair, item) == {"i": Action.KEEP}
 
 
 def test_a_cheap_value_is_rebuilt_only_while_its_charge_is_below_its_bytes():
-    source = value("y", nbytes=100, raw_users=("n",), keep_nbytes=100)
+    source = value_cost("y", nbytes=100, raw_users=("n",), keep_nbytes=100)
     for charge, action in ((999, Action.RECOMPUTE), (1001, Action.KEEP)):
-        cheap = value("x", inputs=("y",), recompute_cost=charge, ban_reason=None, raw_users=("n",))
+        cheap = value_cost(
+            "x", inputs=("y",), recompute_cost=charge, ban_reason=None, raw_users=("n",)
+        )
         assert actions(source, cheap)["x"] is action
 
 
 def test_what_can_be_neither_kept_nor_recomputed_contradicts_itself():
-    tuple_of_random_op = value("p", nbytes=0, keep_nbytes=None, raw_users=("n",))
+    tuple_of_random_op = value_cost("p", nbytes=0, keep_nbytes=None, raw_users=("n",))
     with pytest.raises(UnboundedCutError, match="no finite cut"):
         actions(tuple_of_random_op)
 
@@ -179,8 +157,8 @@ def test_negative_noise_price_is_refused():
 def costly_chain(**changes):
     """``y``, which must be exact, is made of ``x``, which is kept for another use as well."""
     return (
-        value("x", raw_users=("n",)),
-        value("y", inputs=("x",), recompute_time=0.1, raw_users=("n",), **changes),
+        value_cost("x", raw_users=("n",)),
+        value_cost("y", inputs=("x",), recompute_time=0.1, raw_users=("n",), **changes),
     )
 
 
@@ -204,8 +182,10 @@ def test_a_costly_op_is_computed_again_where_its_time_costs_less(noise_price, ti
 def test_time_is_weighed_against_noise():
     table = CostTable(
         (
-            value("x", raw_users=("n",)),
-            value("y", inputs=("x",), recompute_time=0.1, linear_users=("w",), codecs=(codec(),)),
+            value_cost("x", raw_users=("n",)),
+            value_cost(
+                "y", inputs=("x",), recompute_time=0.1, linear_users=("w",), codecs=(codec(),)
+            ),
         )
     )  # a sketch: 100 bytes, and half of 1,000 for its noise; computing again: 0.1 of 2,000
 
@@ -225,7 +205,7 @@ def test_cost_is_minimal_by_brute_force(seed):
         banned = i == 0 or rng.random() < 0.4
         linear = rng.random() < 0.5
         values.append(
-            value(
+            value_cost(
                 f"v{i}",
                 nbytes=(size := rng.randrange(200, 1000)),
                 keep_nbytes=size,
@@ -266,7 +246,7 @@ def test_edges_written_once_are_those_of_every_price(seed):
         banned = i == 0 or rng.random() < 0.4
         ladder = [codec("fine", 300, 0.1), codec("coarse", 80, 0.9)]
         values.append(
-            value(
+            value_cost(
                 f"v{i}",
                 nbytes=(size := rng.randrange(200, 1000)),
                 keep_nbytes=size,
